@@ -1,0 +1,98 @@
+"""The backend that ``torch.compile(model, backend="singlecard")`` calls."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from singlecard.capture.aot import capture
+from singlecard.errors import CaptureError, RuntimeFailure
+from singlecard.options import Options
+from singlecard.runtime.device import card_refusal
+from singlecard.session import Graph, Session
+
+log = logging.getLogger("singlecard")
+
+
+class SinglecardWarning(UserWarning):
+    """A model runs, but not on an engine."""
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    warnings.warn(text, SinglecardWarning, stacklevel=2)
+
+
+def compile_graph(
+    module: fx.GraphModule,
+    examples: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | Options | None = None,
+    **unknown: Any,
+) -> Callable[..., Any]:
+    """Compile one graph of Dynamo's: the entry point ``torch_dynamo_backends: singlecard``.
+
+    Args:
+        module: Dynamo's graph.
+        examples: the tensors and sizes it was traced with.
+        options: see `singlecard.Options`.
+
+    Raises:
+        OptionError: an option is not valid.
+    """
+    chosen = Options.parse({**dict(options or {}), **unknown} if unknown else options)
+    if _needs_gradients(examples):
+        _warn_once(
+            "singlecard compiles inference only: a graph that needs gradients runs in eager "
+            "PyTorch. Call the model inside torch.no_grad() or torch.inference_mode()"
+        )
+        return module.forward
+    execution = _execution(chosen, examples)
+    build = execution == "engine" or bool(chosen.targets)
+    if execution == "eager" and not build:
+        return module.forward
+    session = Session(chosen, execution, build)
+    return compile_in(session, module, examples)
+
+
+def compile_in(
+    session: Session, module: fx.GraphModule, examples: Sequence[Any]
+) -> Callable[..., Any]:
+    """Compile one graph of Dynamo's under a session; a graph that cannot be captured stays eager.
+
+    Raises:
+        SinglecardError: with ``strict=True``, whatever stands in the way.
+    """
+    try:
+        compiled = capture(module, examples, session.compile)
+    except CaptureError as error:
+        if session.options.strict:
+            raise
+        log.warning("%s: this graph stays in PyTorch", error)
+        session.graphs.append(Graph.left_out(module, str(error)))
+        return module.forward
+    return module.forward if session.execution == "eager" else compiled
+
+
+def _needs_gradients(examples: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(
+        isinstance(example, torch.Tensor) and example.requires_grad for example in examples
+    )
+
+
+def _execution(options: Options, examples: Sequence[Any]) -> str:
+    if options.execution in ("reference", "eager"):
+        return options.execution
+    refusal = card_refusal(example for example in examples if isinstance(example, torch.Tensor))
+    if refusal is None:
+        return "engine"
+    if options.execution == "engine":
+        raise RuntimeFailure(f"execution='engine' is not possible: {refusal}")
+    _warn_once(f"{refusal}: the model runs in eager PyTorch")
+    return "eager"

@@ -1,0 +1,236 @@
+"""From the graph that Dynamo hands over to a Program, by way of AOTAutograd."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import fx
+from torch._decomp import core_aten_decompositions
+from torch._functorch.aot_autograd import aot_module_simplified, make_boxed_func
+from torch.utils._python_dispatch import _disable_current_modes
+
+from singlecard.capture import ops
+from singlecard.capture.program import Program
+from singlecard.errors import CaptureError
+
+aten = torch.ops.aten
+
+#: Ops that PyTorch would decompose and that we lower whole, or fold with their neighbours.
+_KEPT_WHOLE = (
+    aten._softmax.default,
+    aten._log_softmax.default,
+    aten.addmm.default,
+    aten.embedding.default,
+    aten.gelu.default,
+    aten.hardsigmoid.default,
+    aten.hardswish.default,
+    aten.leaky_relu.default,
+    aten.elu.default,
+    aten.masked_fill.Scalar,
+    aten.masked_fill.Tensor,
+    aten.native_layer_norm.default,
+    aten.native_group_norm.default,
+    aten.rsub.Tensor,
+    aten.rsub.Scalar,
+    aten.select_scatter.default,
+    aten.silu.default,
+    aten.softplus.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.stack.default,
+    aten.t.default,
+    aten.transpose.int,
+    aten.tril.default,
+    aten.triu.default,
+    aten.upsample_bilinear2d.vec,
+    aten.upsample_nearest2d.vec,
+    aten.unbind.int,
+)
+
+
+class Executable(Protocol):
+    """What a Program was compiled to."""
+
+    def is_current(self, args: Sequence[Any]) -> bool: ...
+
+    def __call__(self, args: Sequence[Any]) -> list[Any]: ...
+
+
+@functools.cache
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Return PyTorch's core ATen decompositions, less the ops kept whole."""
+    table = dict(core_aten_decompositions())
+    for target in _KEPT_WHOLE:
+        table.pop(target, None)
+    return table
+
+
+def keep_attention_whole(graph: fx.Graph) -> None:
+    """Replace `scaled_dot_product_attention` by our own op where its meaning is the same.
+
+    Before:  F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=..., enable_gqa=...)
+    After:   singlecard::attention(q, k, v, mask, causal, scale, enable_gqa)
+    """
+    if any(
+        "autocast" in getattr(node.target, "__name__", "")
+        for node in graph.nodes
+        if node.op == "call_function"
+    ):
+        return  # inside an autocast region the dispatcher chooses attention's types
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+    for node in graph.find_nodes(
+        op="call_function", target=torch.nn.functional.scaled_dot_product_attention
+    ):
+        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        if given.get("dropout_p", 0.0) != 0.0:
+            continue
+        with graph.inserting_before(node):
+            whole = graph.call_function(
+                ops.attention,
+                (
+                    given["query"],
+                    given["key"],
+                    given["value"],
+                    given.get("attn_mask"),
+                    given.get("is_causal", False),
+                    given.get("scale"),
+                    given.get("enable_gqa", False),
+                ),
+            )
+        whole.meta = dict(node.meta)
+        node.replace_all_uses_with(whole)
+        graph.erase_node(node)
+
+
+def is_frozen(node: fx.Node, example: Any) -> bool:
+    """Tell whether a graph input of Dynamo's is a parameter or buffer of the model."""
+    if isinstance(example, torch.nn.Parameter):
+        return True
+    tensor_dict = node.meta.get("tensor_dict") or {}
+    return "_dynamo_static_input_type" in tensor_dict
+
+
+def capture(
+    module: fx.GraphModule,
+    examples: Sequence[Any],
+    compile_program: Callable[[Program], Executable],
+) -> Callable[..., Any]:
+    """Return a callable for Dynamo, made by ``compile_program`` from the functional Program.
+
+    AOTAutograd keeps what is around the Program right: aliasing outputs, views of inputs,
+    duplicated inputs, the order of mutations. Weights that changed since they were frozen, or that
+    belong to another instance of the same module, lead to another Program.
+    """
+    copy = fx.GraphModule(module, copy_graph(module.graph))
+    keep_attention_whole(copy.graph)
+    copy.recompile()
+    placeholders = module.graph.find_nodes(op="placeholder")
+    static = [
+        example if is_frozen(node, example) else None
+        for node, example in zip(placeholders, examples, strict=True)
+    ]
+
+    def inner(graph_module: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        frozen = _frozen_values(graph_module, copy, static)
+        with _disable_current_modes():  # Dynamo calls inside a fake mode; weights are real
+            variants = [compile_program(program_from_aot(graph_module, frozen))]
+
+        def run(args: Sequence[Any]) -> list[Any]:
+            for variant in variants:
+                if variant.is_current(args):
+                    return variant(args)
+            fresh = {place: args[place] for place in frozen}
+            variants.insert(0, compile_program(program_from_aot(graph_module, fresh)))
+            del variants[VARIANTS:]
+            return variants[0](args)
+
+        return make_boxed_func(run)
+
+    return aot_module_simplified(  # type: ignore[no-any-return]
+        copy,
+        examples,
+        fw_compiler=inner,
+        inference_compiler=inner,
+        decompositions=decompositions(),
+        keep_inference_input_mutations=True,
+    )
+
+
+#: How many sets of weights one captured graph keeps engines for at a time.
+VARIANTS = 8
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """Return a copy of a graph that shares no node with it."""
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, {}))
+    return copy
+
+
+def _frozen_values(
+    module: fx.GraphModule, owner: fx.GraphModule, static: Sequence[torch.Tensor | None]
+) -> dict[int, torch.Tensor]:
+    """Return the tensors that AOTAutograd's placeholders stand for, where they are weights."""
+    written = {
+        node.args[0] for node in module.graph.find_nodes(op="call_function", target=COPY)
+    }
+    frozen: dict[int, torch.Tensor] = {}
+    for place, node in enumerate(module.graph.find_nodes(op="placeholder")):
+        if node in written:
+            continue
+        desc = node.meta.get("desc")
+        kind = type(desc).__name__
+        value = None
+        if kind in ("ParamAOTInput", "BufferAOTInput"):
+            value = functools.reduce(getattr, desc.target.split("."), owner)
+        elif kind == "PlainAOTInput":
+            value = static[desc.idx]
+        if value is not None:
+            frozen[place] = value
+    return frozen
+
+
+COPY = aten.copy_.default
+
+
+def program_from_aot(original: fx.GraphModule, frozen: dict[int, torch.Tensor]) -> Program:
+    """Freeze weights and turn mutations into outputs; ``original`` is left as it is.
+
+    Args:
+        original: a graph of AOTAutograd's, functional but for copies into its inputs.
+        frozen: by place among the placeholders, the tensors that become constants.
+
+    Raises:
+        CaptureError: the graph changes an input in a way that is not a plain copy.
+    """
+    module = fx.GraphModule(original, copy_graph(original.graph))
+    graph = module.graph
+    placeholders = graph.find_nodes(op="placeholder")
+    place = {node: index for index, node in enumerate(placeholders)}
+    mutated: dict[int, fx.Node] = {}
+    for node in graph.find_nodes(op="call_function", target=COPY):
+        destination, value = node.args[:2]
+        if destination not in place:
+            raise CaptureError(f"{node.name} writes to {destination}, which is not an input")
+        mutated[place[destination]] = value
+        node.replace_all_uses_with(value)
+        graph.erase_node(node)
+    for index, value in frozen.items():
+        node = placeholders[index]
+        name = f"frozen_{index}"
+        module.register_buffer(name, value.detach())
+        with graph.inserting_before(node):
+            attribute = graph.get_attr(name)
+        attribute.meta = dict(node.meta)
+        node.replace_all_uses_with(attribute)
+        graph.erase_node(node)
+    positions = tuple(index for index in range(len(placeholders)) if index not in frozen)
+    output = graph.output_node()
+    results = list(output.args[0])  # type: ignore[arg-type]
+    output.args = ((*results, *mutated.values()),)
+    program = Program(module, positions, frozen, tuple(mutated), len(results))
+    program.check()
+    return program

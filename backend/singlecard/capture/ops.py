@@ -1,0 +1,64 @@
+"""Ops of our own that keep attention and RMSNorm whole through AOTAutograd.
+
+PyTorch's `scaled_dot_product_attention` becomes a different op on every device once AOTAutograd
+has seen it. These stand-ins do not, so that a capture on a CPU and one on a GPU are the same
+graph. Each has an implementation in PyTorch, for the parts of a model that stay in eager mode.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+_library = torch.library.Library("singlecard", "DEF")
+_library.define(
+    "attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool is_causal,"
+    " float? scale, bool enable_gqa) -> Tensor"
+)
+_library.define("rms_norm(Tensor input, Tensor? weight, float eps) -> Tensor")
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> torch.Tensor:
+    result = F.scaled_dot_product_attention(
+        query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+    return result.contiguous()  # the layout that the fake implementation promises
+
+
+def _attention_fake(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> torch.Tensor:
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+def _rms_norm(input: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    x = input.float()
+    normal = (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)).to(input.dtype)
+    return normal if weight is None else weight * normal
+
+
+def _rms_norm_fake(input: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    return torch.empty_like(input)
+
+
+_library.impl("attention", _attention, "CompositeExplicitAutograd")
+_library.impl("rms_norm", _rms_norm, "CompositeExplicitAutograd")
+torch.library.register_fake("singlecard::attention", _attention_fake, lib=_library)
+torch.library.register_fake("singlecard::rms_norm", _rms_norm_fake, lib=_library)
+
+attention = torch.ops.singlecard.attention.default
+rms_norm = torch.ops.singlecard.rms_norm.default

@@ -1,0 +1,131 @@
+"""The Program: what capture hands to the passes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from singlecard.errors import CaptureError
+
+#: Ops that may appear in a functional graph although they are not ATen.
+_PLAIN_FUNCTIONS = ("_operator", "builtins", "math", "torch")
+
+
+@dataclass
+class Program:
+    """A functional ATen graph with frozen constants.
+
+    Attributes:
+        module: the graph. Its placeholders are the inputs that vary from call to call, in order;
+            constants are ``get_attr`` nodes; its outputs are the results, then the new values of
+            the mutated inputs.
+        positions: for each placeholder, its place in the flat list that AOTAutograd calls with.
+        frozen: for each frozen tensor, its place in that list and the tensor it must be.
+        mutations: for each output after the results, the place of the input it is written to.
+        results: number of results.
+    """
+
+    module: fx.GraphModule
+    positions: tuple[int, ...]
+    frozen: dict[int, torch.Tensor]
+    mutations: tuple[int, ...]
+    results: int
+    trace: list[str] = field(default_factory=list)
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.module.graph
+
+    @property
+    def placeholders(self) -> list[fx.Node]:
+        return self.graph.find_nodes(op="placeholder")
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The output node's arguments: nodes, numbers or None."""
+        return list(self.graph.output_node().args[0])  # type: ignore[arg-type]
+
+    def calls(self) -> Iterator[fx.Node]:
+        """Yield the nodes that compute something."""
+        return (node for node in self.graph.nodes if node.op == "call_function")
+
+    def constant(self, node: fx.Node) -> torch.Tensor | None:
+        """Return the tensor behind a ``get_attr`` node, or None for another node."""
+        if isinstance(node, fx.Node) and node.op == "get_attr":
+            return getattr(self.module, str(node.target))  # type: ignore[no-any-return]
+        return None
+
+    def new_constant(self, before: fx.Node, value: torch.Tensor, like: fx.Node) -> fx.Node:
+        """Add a constant in front of ``before``; ``like`` lends its module path and place."""
+        name = f"constant_{len(self.module._buffers)}"
+        while hasattr(self.module, name):
+            name += "_"
+        self.module.register_buffer(name, value)
+        with self.graph.inserting_before(before):
+            node = self.graph.get_attr(name)
+        node.meta = {key: item for key, item in like.meta.items() if key in PATH_KEYS}
+        fake = like.meta["val"]
+        mode = fake.fake_mode
+        with mode:
+            node.meta["val"] = torch.empty_strided(
+                tuple(value.shape), value.stride(), dtype=value.dtype, device=fake.device
+            )
+        return node
+
+    def check(self) -> None:
+        """Verify the Program's rules.
+
+        Raises:
+            CaptureError: the graph is malformed, an op is not functional, or a value lacks a type.
+        """
+        self.graph.lint()
+        for node in self.graph.nodes:
+            if node.op in ("output", "get_attr"):
+                continue
+            if node.op == "call_function":
+                target = node.target
+                if isinstance(target, torch._ops.OpOverload):
+                    if target._schema.is_mutable:
+                        raise CaptureError(f"{target} changes its arguments: not functional")
+                elif getattr(target, "__module__", None) not in _PLAIN_FUNCTIONS:
+                    raise CaptureError(f"{target} is not an ATen op")
+            elif node.op != "placeholder":
+                raise CaptureError(f"a {node.op} node ({node.name}) has no place in a Program")
+            if "val" not in node.meta:
+                raise CaptureError(f"nothing is known of the value of {node.name}")
+
+
+#: Keys of node metadata that lead back to the user's model.
+PATH_KEYS = ("nn_module_stack", "stack_trace", "original_aten", "from_node")
+
+
+def module_path(node: fx.Node) -> str:
+    """Return the path of the module that an op comes from, such as ``encoder.layer.0.attention``."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path = str(next(reversed(stack.values()))[0])
+    path = _ROOT.sub("", path).replace("']", "").lstrip(".")
+    return path.removeprefix("module.") if path != "module" else ""
+
+
+#: What Dynamo puts in front of a module path: the local variable that the model was found in.
+_ROOT = re.compile(r"^L\['(self|module|fn)('\])?|_modules\['")
+
+
+def source_line(node: fx.Node) -> str:
+    """Return the user's own line that an op comes from, as ``file:line: code``, or ''."""
+    trace = node.meta.get("stack_trace") or ""
+    lines = [line.strip() for line in trace.splitlines() if line.strip()]
+    for index in range(len(lines) - 1, -1, -1):
+        if lines[index].startswith("File "):
+            file, _, rest = lines[index].removeprefix("File ").partition(", line ")
+            number = rest.partition(",")[0]
+            code = lines[index + 1] if index + 1 < len(lines) else ""
+            return f"{file.strip(chr(34))}:{number}: {code}"
+    return ""

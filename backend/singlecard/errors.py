@@ -1,0 +1,60 @@
+"""Errors that singlecard raises. Each says what happened, to what, and what to do next.
+
+SinglecardError
+├── OptionError        an option, a target or an argument is not valid
+│   └── TargetError    a card is unknown, or lacks a type the network needs
+├── FlavourError       TensorRT is missing or does not load
+├── CaptureError       a model could not be captured as a graph
+├── LoweringError      a graph could not become a TensorRT network
+├── BuildError         TensorRT refused to build a network
+├── CacheError         the engine cache cannot be read or written
+├── EvaluationError    the reference evaluator cannot run a network
+├── ModelError         MODEL on the command line does not lead to a model
+└── RuntimeFailure     an engine could not be loaded or run
+"""
+
+from __future__ import annotations
+
+
+class SinglecardError(Exception):
+    """Base of every error that singlecard raises on purpose."""
+
+
+class OptionError(SinglecardError, ValueError):
+    """An option, a target or an argument is not valid."""
+
+
+class TargetError(OptionError):
+    """A card is unknown, or lacks a type that the network needs."""
+
+
+class FlavourError(SinglecardError, ImportError):
+    """TensorRT is missing or does not load."""
+
+
+class CaptureError(SinglecardError):
+    """A model could not be captured as a graph."""
+
+
+class LoweringError(SinglecardError):
+    """A graph could not become a TensorRT network."""
+
+
+class BuildError(SinglecardError):
+    """TensorRT refused to build a network."""
+
+
+class CacheError(SinglecardError, OSError):
+    """The engine cache cannot be read or written."""
+
+
+class EvaluationError(SinglecardError):
+    """The reference evaluator met a layer whose meaning is not defined, or feeds that do not fit."""
+
+
+class ModelError(SinglecardError):
+    """MODEL on the command line does not lead to a model."""
+
+
+class RuntimeFailure(SinglecardError, RuntimeError):
+    """An engine could not be loaded or run."""

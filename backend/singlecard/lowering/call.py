@@ -1,0 +1,77 @@
+"""One op of a graph with its arguments bound to the names of its schema."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+
+@functools.cache
+def _schema(target: torch._ops.OpOverload) -> tuple[tuple[str, Any, bool], ...]:
+    return tuple(
+        (arg.name, arg.default_value if arg.has_default_value() else None, arg.kwarg_only)
+        for arg in target._schema.arguments
+    )
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the fake tensors in a value, lists and tuples included."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def meta_of(value: Any) -> Any:
+    """Replace nodes in an argument by what is known of their values."""
+    if isinstance(value, fx.Node):
+        return value.meta.get("val")
+    if isinstance(value, (list, tuple)):
+        return [meta_of(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A node whose arguments, defaults filled in, are known by name.
+
+    ``arguments`` holds nodes where the graph has nodes; ``values`` holds fake tensors and numbers.
+    """
+
+    node: fx.Node
+    arguments: dict[str, Any]
+    values: dict[str, Any]
+    result: Any
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Call:
+        target = node.target
+        arguments: dict[str, Any] = {}
+        if isinstance(target, torch._ops.OpOverload):
+            for index, (name, default, kwarg_only) in enumerate(_schema(target)):
+                if not kwarg_only and index < len(node.args):
+                    arguments[name] = node.args[index]
+                else:
+                    arguments[name] = node.kwargs.get(name, default)
+        else:
+            arguments = {f"arg{index}": value for index, value in enumerate(node.args)}
+        values = {name: meta_of(value) for name, value in arguments.items()}
+        return cls(node, arguments, values, node.meta.get("val"))
+
+    @property
+    def op(self) -> str:
+        return op_name(self.node)
+
+
+def op_name(node: fx.Node) -> str:
+    """Return an op's name as a person writes it, such as ``aten.topk``."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return f"{target.namespace}.{target._schema.name.split('::')[-1]}"
+    return getattr(target, "__name__", str(target))

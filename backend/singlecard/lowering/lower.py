@@ -1,0 +1,149 @@
+"""From a segment of a Program to a TensorRT network."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from singlecard.capture.program import Program, module_path
+from singlecard.errors import LoweringError
+from singlecard.lowering.call import Call, op_name
+from singlecard.lowering.sizes import Sizes
+from singlecard.lowering.table import table
+from singlecard.network.net import Net
+from singlecard.network.tensor import Tensor
+from singlecard.partition import Segment
+
+
+class NodeRefused(LoweringError):
+    """One op could not be lowered, although its declaration accepts it."""
+
+    def __init__(self, node: fx.Node, reason: str) -> None:
+        super().__init__(reason)
+        self.node = node
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The range of one dynamic input: smallest, most likely and largest shape."""
+
+    smallest: tuple[int, ...]
+    usual: tuple[int, ...]
+    largest: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A network ready to build.
+
+    Attributes:
+        net: the facade that owns the network and its constants.
+        inputs: for each network input, its node in the Program.
+        outputs: for each network output, its node.
+        profiles: the range of each dynamic input, by input name.
+    """
+
+    net: Net
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+    profiles: dict[str, Profile]
+
+
+def input_name(index: int) -> str:
+    return f"input_{index}"
+
+
+def output_name(index: int) -> str:
+    return f"output_{index}"
+
+
+def lower(program: Program, segment: Segment) -> Lowered:
+    """Make the network of a segment.
+
+    Raises:
+        NodeRefused: names the op, with TensorRT's own words.
+    """
+    net = Net()
+    values: dict[fx.Node, Any] = {}
+    tensors = [node for node in segment.inputs if isinstance(node.meta["val"], torch.Tensor)]
+    sizes = Sizes(net)
+    profiles: dict[str, Profile] = {}
+    for index, node in enumerate(tensors):
+        fake = node.meta["val"]
+        shape = [-1 if isinstance(size, torch.SymInt) else size for size in fake.shape]
+        values[node] = net.input(input_name(index), fake.dtype, shape)
+        sizes.learn(fake.shape, values[node])
+        if -1 in shape:
+            profiles[input_name(index)] = Profile(*sizes.ranges(fake.shape))
+    for node in segment.nodes:
+        try:
+            _lower_node(net, program, sizes, node, values)
+        except LoweringError as error:
+            raise NodeRefused(node, str(error)) from error
+    outputs = tuple(segment.outputs)
+    for index, node in enumerate(outputs):
+        net.mark_output(values[node], output_name(index))
+    return Lowered(net, tuple(tensors), outputs, profiles)
+
+
+def _lower_node(
+    net: Net, program: Program, sizes: Sizes, node: fx.Node, values: dict[fx.Node, Any]
+) -> None:
+    def value_of(arg: Any) -> Any:
+        if not isinstance(arg, fx.Node):
+            return arg
+        if arg not in values:
+            if arg.op == "get_attr":
+                constant = program.constant(arg)
+                assert constant is not None
+                with net.scope(module_path(arg)):
+                    values[arg] = net.constant(constant)
+            else:
+                values[arg] = sizes.of(arg.meta["val"])
+        return values[arg]
+
+    if node.target is operator.getitem:
+        values[node] = value_of(node.args[0])[node.args[1]]
+        return
+    call = Call.of(node)
+    path = module_path(node)
+    scope = f"{path}/{op_name(node)}" if path else op_name(node)
+    with net.scope(scope):
+        arguments = {name: _map(arg, value_of) for name, arg in call.arguments.items()}
+        net.result = call.result
+        result = table()[node.target].lower(net, *arguments.values())
+    _check(node, result)
+    values[node] = result
+
+
+def _map(arg: Any, value_of: Any) -> Any:
+    if isinstance(arg, (list, tuple)):
+        return [value_of(item) for item in arg]
+    return value_of(arg)
+
+
+def _check(node: fx.Node, result: Any) -> None:
+    """Compare what a converter made with what PyTorch says of the op."""
+    made = result if isinstance(result, (list, tuple)) else [result]
+    told = node.meta["val"]
+    told = told if isinstance(told, (list, tuple)) else [told]
+    for tensor, fake in zip(made, told, strict=False):
+        if not isinstance(tensor, Tensor) or not isinstance(fake, torch.Tensor):
+            continue
+        if tensor.dtype != fake.dtype or not _fits(tensor.shape, fake.shape):
+            raise LoweringError(
+                f"the lowering of {op_name(node)} gives {tensor.dtype} {list(tensor.shape)}, "
+                f"PyTorch {fake.dtype} {list(fake.shape)}: please report this"
+            )
+
+
+def _fits(made: Sequence[int], told: Sequence[Any]) -> bool:
+    return len(made) == len(told) and all(
+        extent == -1 or isinstance(size, torch.SymInt) or extent == size
+        for extent, size in zip(made, told, strict=True)
+    )

@@ -1,0 +1,48 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+import torch
+
+from singlecard.lowering.conditions import arg, dtype, rank
+from singlecard.lowering.declaration import accepts, lowers
+from singlecard.network.core import Number
+from singlecard.network.net import Net
+from singlecard.network.tensor import Tensor
+
+aten = torch.ops.aten
+
+
+@lowers(aten.linear.default)
+@accepts(dtype("input").floating)
+def linear(net: Net, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """input @ weight.T + bias, weight as [out, in]."""
+    if input.ndim == 1:
+        rows = linear(net, net.unsqueeze(input, 0), weight, bias)
+        return net.squeeze(rows, [0])
+    product = net.matmul(input, weight, transpose_b=True)
+    return product if bias is None else net.sum(product, bias)
+
+
+@lowers(aten.mm.default, aten.bmm.default)
+@accepts(dtype("self").floating)
+def mm(net: Net, self: Tensor, mat2: Tensor) -> Tensor:
+    """Product of matrices, or of batches of them."""
+    return net.matmul(self, mat2)
+
+
+@lowers(aten.addmm.default)
+@accepts(dtype("self").floating, arg("beta").known, arg("alpha").known)
+def addmm(
+    net: Net, self: Tensor, mat1: Tensor, mat2: Tensor, beta: Number = 1, alpha: Number = 1
+) -> Tensor:
+    """beta * self + alpha * mat1 @ mat2."""
+    product = net.times(net.matmul(mat1, mat2), alpha)
+    return product if beta == 0 else net.sum(product, net.times(self, beta))
+
+
+@lowers(aten.matmul.default)
+@accepts(dtype("self").floating, rank("self").between(2, 8), rank("other").between(2, 8))
+def matmul(net: Net, self: Tensor, other: Tensor) -> Tensor:
+    """Matrix product over the last two axes."""
+    return net.matmul(self, other)

@@ -1,0 +1,108 @@
+"""Symbolic sizes inside a network: every expression of sizes becomes layers on input shapes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
+
+from singlecard.errors import LoweringError
+from singlecard.network.net import Net
+from singlecard.network.tensor import Size, Tensor
+
+#: Largest extent of a dynamic dimension whose range PyTorch does not bound.
+UNBOUNDED = 4096
+
+_OPERATIONS: dict[Any, str] = {
+    sympy.Add: "SUM",
+    sympy.Mul: "PROD",
+    FloorDiv: "FLOOR_DIV",
+    Min: "MIN",
+    Max: "MAX",
+    sympy.Min: "MIN",
+    sympy.Max: "MAX",
+}
+
+
+def expression(size: Any) -> sympy.Expr:
+    """Return the sympy expression of a size."""
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+
+
+class Sizes:
+    """Knows which input extent each symbol is, and lowers expressions over them."""
+
+    def __init__(self, net: Net) -> None:
+        self.net = net
+        self.symbols: dict[sympy.Symbol, tuple[Tensor, int]] = {}
+        self.known: dict[sympy.Expr, Size] = {}
+
+    def learn(self, shape: Sequence[Any], tensor: Tensor) -> None:
+        """Note that ``tensor``, a network input, has this symbolic shape."""
+        for axis, size in enumerate(shape):
+            expr = expression(size)
+            if isinstance(expr, sympy.Symbol):
+                self.symbols.setdefault(expr, (tensor, axis))
+            elif not expr.is_Integer:
+                self.known[expr] = self.net.size(tensor, axis)
+
+    def of(self, size: Any) -> Size:
+        """Return a size as an int, or as a one-element int64 tensor.
+
+        Raises:
+            LoweringError: the size depends on something that is no extent of an input.
+        """
+        if isinstance(size, int):
+            return size
+        if not isinstance(size, torch.SymInt):
+            raise LoweringError(f"{size} is not a size that an engine can compute")
+        return self.lower(size.node.expr)
+
+    def lower(self, expr: sympy.Expr) -> Size:
+        if expr.is_Integer:
+            return int(expr)
+        if expr not in self.known:
+            self.known[expr] = self._lower(expr)
+        return self.known[expr]
+
+    def _lower(self, expr: sympy.Expr) -> Size:
+        if isinstance(expr, sympy.Symbol):
+            if expr not in self.symbols:
+                raise LoweringError(f"the size {expr} is not the extent of any engine input")
+            return self.net.size(*self.symbols[expr])
+        if isinstance(expr, sympy.Pow) and expr.exp.is_Integer and expr.exp > 0:
+            return self._combine("PROD", [self.lower(expr.base)] * int(expr.exp))
+        if isinstance(expr, (Mod, PythonMod)):
+            a, b = (self.lower(arg) for arg in expr.args)
+            whole = self._combine("FLOOR_DIV", [a, b])
+            return self._combine("SUB", [a, self._combine("PROD", [whole, b])])
+        operation = _OPERATIONS.get(type(expr))
+        if operation is None:
+            raise LoweringError(f"the size {expr} has no TensorRT lowering")
+        return self._combine(operation, [self.lower(arg) for arg in expr.args])
+
+    def _combine(self, operation: str, sizes: Sequence[Size]) -> Size:
+        return functools.reduce(lambda a, b: self.net.size_math(operation, a, b), sizes)
+
+    def ranges(
+        self, shape: Sequence[Any]
+    ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Return the smallest, the usual and the largest shape that a symbolic one can take."""
+        triples = [_range(size) for size in shape]
+        smallest, usual, largest = zip(*triples, strict=True)
+        return smallest, usual, largest
+
+
+def _range(size: Any) -> tuple[int, int, int]:
+    if isinstance(size, int):
+        return size, size, size
+    environment = size.node.shape_env
+    bounds = environment.bound_sympy(size.node.expr)
+    hint = int(size.node.hint)
+    low = max(1, int(bounds.lower))
+    high = int(bounds.upper) if bounds.upper < UNBOUNDED else max(UNBOUNDED, hint)
+    return low, min(max(hint, low), high), high

@@ -1,0 +1,77 @@
+"""The closed table of declared ops, collected from the converter files."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import fx
+
+import singlecard.lowering.ops as ops_package
+from singlecard.lowering.call import Call, tensors_in
+from singlecard.lowering.conditions import first_refusal, type_name
+from singlecard.lowering.declaration import Declaration
+
+#: Types that networks of ours carry. int8 and fp8 live between quantize and dequantize only.
+CARRIED = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+)
+
+
+@functools.cache
+def declarations() -> tuple[Declaration, ...]:
+    """Return every declaration, in the order of the files and of the lines in them."""
+    found: list[Declaration] = []
+    for info in sorted(pkgutil.iter_modules(ops_package.__path__), key=lambda item: item.name):
+        module = importlib.import_module(f"{ops_package.__name__}.{info.name}")
+        for value in vars(module).values():
+            if getattr(value, "__module__", None) == module.__name__:
+                found += getattr(value, "declarations", [])
+    return tuple(found)
+
+
+@functools.cache
+def table() -> Mapping[Any, Declaration]:
+    """Return the declaration of each op.
+
+    Raises:
+        ValueError: two files declare the same op.
+    """
+    result: dict[Any, Declaration] = {}
+    for declaration in declarations():
+        for target in declaration.targets:
+            if target in result:
+                raise ValueError(f"{target} is declared twice")
+            result[target] = declaration
+    return MappingProxyType(result)
+
+
+def _general_refusal(call: Call) -> str | None:
+    """What holds for every op: types that TensorRT carries, dense tensors, something to compute."""
+    for value in (*tensors_in(list(call.values.values())), *tensors_in(call.result)):
+        if value.dtype not in CARRIED:
+            return f"{call.op} meets {type_name(value.dtype)}, which TensorRT does not compute with"
+        if value.layout is not torch.strided:
+            return f"{call.op} meets a {str(value.layout).removeprefix('torch.')} tensor"
+        if any(isinstance(size, int) and size == 0 for size in value.shape):
+            return f"{call.op} meets an empty tensor of shape {list(value.shape)}"
+    return None
+
+
+def refusal(node: fx.Node) -> str | None:
+    """Return why an op stays in PyTorch, as one sentence, or None where it is lowered."""
+    call = Call.of(node)
+    declaration = table().get(node.target)
+    if declaration is None:
+        return f"{call.op} has no TensorRT lowering"
+    return _general_refusal(call) or first_refusal(declaration.conditions, call)

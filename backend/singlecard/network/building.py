@@ -1,0 +1,151 @@
+"""The builder's side of the facade: a config from plain settings, a plan from a network."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Protocol
+
+from singlecard.errors import BuildError
+from singlecard.network.flavour import tensorrt
+from singlecard.network.net import Net
+
+
+class Ranged(Protocol):
+    """The range of a dynamic input."""
+
+    smallest: tuple[int, ...]
+    usual: tuple[int, ...]
+    largest: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What, beside the network, decides a plan.
+
+    Attributes:
+        targets: compute capabilities, such as ``("sm89",)``; empty means portable.
+        tf32: let FP32 matrix products and convolutions round to TF32.
+        workspace_bytes: limit for scratch memory, or None.
+    """
+
+    targets: tuple[str, ...] = ()
+    tf32: bool = False
+    workspace_bytes: int | None = None
+
+    def parts(self) -> dict[str, str]:
+        """Return the settings as named texts, for a digest."""
+        return {
+            "targets": ",".join(self.targets) or "portable",
+            "tf32": str(self.tf32),
+            "workspace_bytes": str(self.workspace_bytes),
+        }
+
+
+#: Called with the phase's name, the steps done and the steps in all.
+Progress = Callable[[str, int, int], None]
+
+
+@functools.cache
+def _monitor_class() -> type:
+    trt = tensorrt()
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        """Hands the builder's phases to a callback."""
+
+        def __init__(self, report: Progress) -> None:
+            super().__init__()
+            self.report = report
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            self.steps[name] = steps
+            self.report(name, 0, steps)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            self.report(name, step + 1, self.steps.get(name, 0))
+            return True
+
+        def phase_finish(self, name: str) -> None:
+            steps = self.steps.pop(name, 0)
+            self.report(name, steps, steps)
+
+    return Monitor
+
+
+@functools.cache
+def _writer_class() -> type:
+    trt = tensorrt()
+
+    class Writer(trt.IStreamWriter):  # type: ignore[misc, name-defined]
+        """Hands the plan to a file piece by piece, so that it is never whole in memory."""
+
+        def __init__(self, file: BinaryIO) -> None:
+            super().__init__()
+            self.file = file
+            self.error: OSError | None = None
+
+        def write(self, data: Any) -> int:
+            try:
+                return self.file.write(data)
+            except OSError as error:  # TensorRT swallows exceptions: keep it for the caller
+                self.error = error
+                return 0
+
+    return Writer
+
+
+def build_plan(
+    net: Net,
+    profiles: Mapping[str, Ranged],
+    settings: BuildSettings,
+    file: BinaryIO,
+    progress: Progress | None = None,
+) -> Sequence[tuple[str, str]]:
+    """Build a network and write the plan to ``file``; return what the builder logged.
+
+    Raises:
+        BuildError: TensorRT refused, with its own words.
+        OSError: the file could not be written.
+    """
+    trt = tensorrt()
+    config = net.builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    _set_targets(config, settings.targets)
+    if settings.tf32:
+        config.set_flag(trt.BuilderFlag.TF32)
+    else:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if settings.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
+    if profiles:
+        profile = net.builder.create_optimization_profile()
+        for name, span in profiles.items():
+            profile.set_shape(name, span.smallest, span.usual, span.largest)
+        config.add_optimization_profile(profile)
+    monitor = _monitor_class()(progress) if progress else None
+    if monitor:
+        config.progress_monitor = monitor
+    first = len(net.messages.entries)
+    writer = _writer_class()(file)
+    done = net.builder.build_serialized_network_to_stream(net.definition, config, writer)
+    if writer.error:
+        raise writer.error
+    if not done:
+        raise BuildError(f"TensorRT could not build the network: {net.messages.last_problem()}")
+    return net.messages.entries[first:]
+
+
+def _set_targets(config: Any, targets: Sequence[str]) -> None:
+    trt = tensorrt()
+    if not targets:
+        return
+    if not hasattr(trt, "ComputeCapability"):
+        raise BuildError(
+            "this TensorRT builds for the card at hand only: "
+            "install tensorrt-rtx to build for other cards"
+        )
+    config.num_compute_capabilities = len(targets)
+    for index, target in enumerate(targets):
+        config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)

@@ -1,0 +1,119 @@
+"""The ground of the network facade: layers with names, inputs, constants, outputs, casts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from singlecard.errors import LoweringError
+from singlecard.network.flavour import tensorrt
+from singlecard.network.logger import Messages, new_logger
+from singlecard.network.tensor import Tensor
+from singlecard.network.types import torch_from_trt, trt_from_torch
+
+Number = bool | int | float
+
+
+class Core:
+    """Owns one ``INetworkDefinition``, and every array behind its constants."""
+
+    def __init__(self) -> None:
+        trt = tensorrt()
+        self.messages = Messages()
+        self.logger = new_logger(self.messages)
+        self.builder: Any = trt.Builder(self.logger)
+        self.definition: Any = self.builder.create_network(0)
+        # TensorRT does not copy what stands behind a Weights object: it must outlive the build.
+        self._arrays: list[torch.Tensor] = []
+        self._constants: dict[tuple[Any, ...], Tensor] = {}
+        self._scope = ""
+        self._names: dict[str, int] = {}
+
+    @contextmanager
+    def scope(self, path: str) -> Iterator[None]:
+        """Name the layers made inside after ``path``, the module path and op they come from."""
+        outer, self._scope = self._scope, path
+        try:
+            yield
+        finally:
+            self._scope = outer
+
+    def add(self, kind: str, *args: Any) -> Any:
+        """Call ``add_<kind>`` and return the layer, named after the scope.
+
+        Raises:
+            LoweringError: TensorRT refused the layer; the message carries TensorRT's own words.
+        """
+        layer = getattr(self.definition, "add_" + kind)(*args)
+        if layer is None:
+            raise LoweringError(
+                f"TensorRT refused a {kind} layer for {self._scope or 'the network'}: "
+                f"{self.messages.last_problem()}"
+            )
+        self.name_layer(layer, kind)
+        return layer
+
+    def name_layer(self, layer: Any, kind: str) -> None:
+        base = f"{self._scope}/{kind}" if self._scope else kind
+        count = self._names.get(base, 0)
+        self._names[base] = count + 1
+        layer.name = f"{base}.{count}" if count else base
+        layer.metadata = self._scope
+
+    def wrap(self, handle: Any) -> Tensor:
+        """Return the facade's value for a TensorRT tensor."""
+        try:
+            shape = tuple(handle.shape)
+        except (RuntimeError, ValueError) as error:
+            raise LoweringError(
+                f"TensorRT finds no shape for {self._scope or 'a layer'}: "
+                f"{self.messages.last_problem()}"
+            ) from error
+        return Tensor(handle, shape, torch_from_trt(handle.dtype))
+
+    def output_of(self, layer: Any, index: int = 0) -> Tensor:
+        return self.wrap(layer.get_output(index))
+
+    def input(self, name: str, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+        """Declare a network input; -1 marks a dynamic extent."""
+        return self.wrap(self.definition.add_input(name, trt_from_torch(dtype), tuple(shape)))
+
+    def mark_output(self, tensor: Tensor, name: str) -> None:
+        """Declare a network output. A tensor that is an input or an output already is passed on."""
+        handle = tensor.handle
+        if handle.is_network_input or handle.is_network_output:
+            handle = self.add("identity", handle).get_output(0)
+        handle.name = name
+        self.definition.mark_output(handle)
+
+    def constant(self, value: torch.Tensor) -> Tensor:
+        """Return a constant. The same storage is stored once, and never copied if contiguous."""
+        key = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+        if value.numel() and key in self._constants:
+            return self._constants[key]
+        array = value.detach().to("cpu").contiguous()
+        weights = tensorrt().Weights(
+            trt_from_torch(array.dtype), array.data_ptr() if array.numel() else 0, array.numel()
+        )
+        tensor = self.output_of(self.add("constant", tuple(array.shape), weights))
+        self._arrays += [value, array]
+        self._constants[key] = tensor
+        return tensor
+
+    def scalar(self, value: Number, dtype: torch.dtype, ndim: int = 0) -> Tensor:
+        """Return a constant of ``ndim`` dimensions of extent 1 that holds ``value``."""
+        # repr keeps -0.0, 0 and False, or nan, apart.
+        key = ("scalar", repr(value), dtype, ndim)
+        if key not in self._constants:
+            array = torch.full((1,) * ndim, value, dtype=dtype)
+            self._constants[key] = self.constant(array)
+        return self._constants[key]
+
+    def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return ``x`` in another type, with PyTorch's conversion rules."""
+        if x.dtype == dtype:
+            return x
+        return self.output_of(self.add("cast", x.handle, trt_from_torch(dtype)))

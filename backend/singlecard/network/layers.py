@@ -1,0 +1,199 @@
+"""The heavy layers of the network facade: products, convolutions, pooling, norms, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from singlecard.network.flavour import tensorrt
+from singlecard.network.shapes import Shapes
+from singlecard.network.tensor import Tensor
+
+
+def _mask(axes: Iterable[int]) -> int:
+    return sum(1 << axis for axis in set(axes))
+
+
+class Layers(Shapes):
+    """One method a TensorRT layer, in tensors."""
+
+    def matmul(
+        self, a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = False
+    ) -> Tensor:
+        """Matrix product over the last two axes, leading axes broadcast; both of rank 2 or more."""
+        a, b = self.align(a, b)
+        operation = tensorrt().MatrixOperation
+        layer = self.add(
+            "matrix_multiply",
+            a.handle,
+            operation.TRANSPOSE if transpose_a else operation.NONE,
+            b.handle,
+            operation.TRANSPOSE if transpose_b else operation.NONE,
+        )
+        return self.output_of(layer)
+
+    def convolution(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Tensor:
+        """Convolve ``x`` [N, C, spatial...] with ``weight`` [K, C / groups, spatial...]."""
+        layer = self._convolution("convolution_nd", x, weight, bias, weight.shape[0])
+        layer.stride_nd, layer.dilation_nd = tuple(stride), tuple(dilation)
+        layer.padding_nd = tuple(padding)
+        layer.num_groups = groups
+        return self.output_of(layer)
+
+    def deconvolution(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        stride: Sequence[int],
+        pre_padding: Sequence[int],
+        post_padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Tensor:
+        """Transposed convolution of ``x`` with ``weight`` [C, K / groups, spatial...]."""
+        maps = weight.shape[1] * groups
+        layer = self._convolution("deconvolution_nd", x, weight, bias, maps)
+        layer.stride_nd, layer.dilation_nd = tuple(stride), tuple(dilation)
+        layer.pre_padding, layer.post_padding = tuple(pre_padding), tuple(post_padding)
+        layer.num_groups = groups
+        return self.output_of(layer)
+
+    def _convolution(
+        self, kind: str, x: Tensor, weight: Tensor, bias: Tensor | None, maps: int
+    ) -> Any:
+        trt = tensorrt()
+        placeholder = trt.Weights(x.handle.dtype)
+        layer = self.add(kind, x.handle, maps, weight.shape[2:], placeholder, placeholder)
+        layer.set_input(1, weight.handle)
+        if bias is not None:
+            layer.set_input(2, bias.handle)
+        return layer
+
+    def pool(
+        self,
+        kind: str,
+        x: Tensor,
+        window: Sequence[int],
+        *,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        ceil_mode: bool = False,
+        count_padding: bool = True,
+    ) -> Tensor:
+        """Pool 2 or 3 trailing axes; ``kind`` is a ``PoolingType``."""
+        trt = tensorrt()
+        layer = self.add("pooling_nd", x.handle, getattr(trt.PoolingType, kind), tuple(window))
+        layer.stride_nd, layer.padding_nd = tuple(stride), tuple(padding)
+        if ceil_mode:
+            layer.padding_mode = trt.PaddingMode.EXPLICIT_ROUND_UP
+        if kind == "AVERAGE":
+            layer.average_count_excludes_padding = not count_padding
+        return self.output_of(layer)
+
+    def reduce(self, operation: str, x: Tensor, axes: Iterable[int], keepdim: bool) -> Tensor:
+        """Reduce ``axes`` by a ``ReduceOperation``."""
+        kind = getattr(tensorrt().ReduceOperation, operation)
+        mask = _mask(axis % x.ndim for axis in axes)
+        return self.output_of(self.add("reduce", x.handle, kind, mask, keepdim))
+
+    def softmax(self, x: Tensor, axis: int) -> Tensor:
+        layer = self.add("softmax", x.handle)
+        layer.axes = _mask([axis % x.ndim])
+        return self.output_of(layer)
+
+    def normalization(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        axes: Iterable[int],
+        epsilon: float,
+        groups: int = 1,
+    ) -> Tensor:
+        """Subtract the mean over ``axes``, divide by the deviation, scale and shift.
+
+        ``scale`` and ``bias`` have x's type and rank, with extent 1 where they are broadcast.
+        """
+        mask = _mask(axis % x.ndim for axis in axes)
+        layer = self.add("normalization_v2", x.handle, scale.handle, bias.handle, mask)
+        layer.epsilon = epsilon
+        if groups > 1:
+            layer.num_groups = groups
+        return self.output_of(layer)
+
+    def attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        causal: str,
+        decomposable: bool,
+    ) -> Tensor:
+        """Softmax attention of [B, N, S, H] tensors; the caller scales. ``causal`` is a kind's name."""
+        trt = tensorrt()
+        layer = self.add(
+            "attention_v2",
+            query.handle,
+            key.handle,
+            value.handle,
+            trt.AttentionNormalizationOp.SOFTMAX,
+            getattr(trt.CausalMaskKind, causal),
+        )
+        if mask is not None:
+            layer.mask = mask.handle
+        layer.decomposable = decomposable
+        return self.output_of(layer)
+
+    def gather(self, x: Tensor, indices: Tensor, axis: int) -> Tensor:
+        """Take slices of ``x`` along ``axis``; the result has the indices' axes in its place."""
+        layer = self.add("gather", x.handle, indices.handle, axis % x.ndim)
+        return self.output_of(layer)
+
+    def gather_mode(self, x: Tensor, indices: Tensor, mode: str, axis: int = 0) -> Tensor:
+        """Gather with a ``GatherMode``: ELEMENT (along ``axis``) or ND."""
+        layer = self.add("gather_v2", x.handle, indices.handle, getattr(tensorrt().GatherMode, mode))
+        if mode == "ELEMENT":
+            layer.axis = axis % x.ndim
+        return self.output_of(layer)
+
+    def scatter(
+        self, x: Tensor, indices: Tensor, updates: Tensor, mode: str, axis: int = 0
+    ) -> Tensor:
+        """Overwrite elements of ``x`` with a ``ScatterMode``: ELEMENT (along ``axis``) or ND."""
+        kind = getattr(tensorrt().ScatterMode, mode)
+        layer = self.add("scatter", x.handle, indices.handle, updates.handle, kind)
+        if mode == "ELEMENT":
+            layer.axis = axis % x.ndim
+        return self.output_of(layer)
+
+    def topk(self, x: Tensor, k: int, axis: int, largest: bool) -> tuple[Tensor, Tensor]:
+        """Return values and int64 indices of the ``k`` extreme elements, sorted."""
+        trt = tensorrt()
+        kind = trt.TopKOperation.MAX if largest else trt.TopKOperation.MIN
+        layer = self.add("topk", x.handle, kind, k, _mask([axis % x.ndim]), trt.DataType.INT64)
+        return self.output_of(layer, 0), self.output_of(layer, 1)
+
+    def cumulative(self, x: Tensor, axis: int) -> Tensor:
+        """Running sum along one axis."""
+        trt = tensorrt()
+        where = self.scalar_axis(axis % x.ndim)
+        kind = trt.CumulativeOperation.SUM
+        return self.output_of(self.add("cumulative", x.handle, where.handle, kind, False, False))
+
+    def scalar_axis(self, axis: int) -> Tensor:
+        return self.scalar(axis, torch.int32)

@@ -1,0 +1,52 @@
+"""A TensorRT logger that keeps what it is told and hands problems to Python's logging."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+from singlecard.network.flavour import tensorrt
+
+log = logging.getLogger("singlecard.tensorrt")
+
+
+class Messages:
+    """What TensorRT said, in order: ``(severity, text)`` with severities named as TensorRT does."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[str, str]] = []
+
+    def add(self, severity: str, text: str) -> None:
+        self.entries.append((severity, text))
+        log.debug("%s: %s", severity, text)
+
+    def last_problem(self) -> str:
+        """Return the newest error's text, or a plain sentence where TensorRT gave none."""
+        for severity, text in reversed(self.entries):
+            # Without a GPU every error is followed by a complaint about the CUDA driver.
+            if severity in ("ERROR", "INTERNAL_ERROR") and "catchCudaError" not in text:
+                return text.strip()
+        return "TensorRT gave no reason"
+
+
+@functools.cache
+def _logger_class() -> type:
+    trt = tensorrt()
+
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+        """Forwards to `Messages`. TensorRT calls it from several threads."""
+
+        def __init__(self, messages: Messages) -> None:
+            super().__init__()
+            self.messages = messages
+
+        def log(self, severity: Any, text: str) -> None:
+            self.messages.add(severity.name, text)
+
+    return Logger
+
+
+def new_logger(messages: Messages) -> Any:
+    """Return a TensorRT logger that writes to ``messages``. Keep it as long as what it made."""
+    return _logger_class()(messages)

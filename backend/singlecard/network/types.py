@@ -1,0 +1,41 @@
+"""Element types: how PyTorch's and TensorRT's names for them meet."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from singlecard.network.flavour import tensorrt
+
+_NAMES = {
+    torch.float32: "FLOAT",
+    torch.float16: "HALF",
+    torch.bfloat16: "BF16",
+    torch.int8: "INT8",
+    torch.int32: "INT32",
+    torch.int64: "INT64",
+    torch.uint8: "UINT8",
+    torch.bool: "BOOL",
+    torch.float8_e4m3fn: "FP8",
+}
+
+#: Types that a TensorRT network can compute with. uint8 exists only as an input or output type.
+COMPUTABLE = frozenset(_NAMES) - {torch.uint8, torch.int8, torch.float8_e4m3fn}
+
+
+@functools.cache
+def trt_from_torch(dtype: torch.dtype) -> Any:
+    """Return TensorRT's ``DataType`` for a PyTorch type. Raises ``KeyError`` where it has none."""
+    return getattr(tensorrt().DataType, _NAMES[dtype])
+
+
+@functools.cache
+def _torch_from_trt_name(name: str) -> torch.dtype:
+    return next(dtype for dtype, known in _NAMES.items() if known == name)
+
+
+def torch_from_trt(dtype: Any) -> torch.dtype:
+    """Return the PyTorch type of a TensorRT ``DataType``."""
+    return _torch_from_trt_name(dtype.name)

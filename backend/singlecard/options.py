@@ -1,0 +1,92 @@
+"""What a caller may ask for: a closed list, checked once at the door, immutable after."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from singlecard.errors import OptionError
+from singlecard.targets import parse_targets
+
+Precision = Literal["fp32", "tf32", "fp16", "bf16"]
+Execution = Literal["auto", "engine", "reference", "eager"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "precision": get_args(Precision),
+    "execution": get_args(Execution),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ``torch.compile(model, backend="singlecard", options={...})``.
+
+    Attributes:
+        precision: ``"fp32"``, ``"tf32"`` (FP32 with TF32 matrix products), ``"fp16"`` or
+            ``"bf16"``: what FP32 parts of the model compute with. Tensors that the model itself
+            keeps in another type keep it. Inputs and outputs keep their types always.
+        targets: cards that engines are for, such as ``("sm86", "sm89")``. None: the card at hand,
+            or with ``build`` on the command line a portable engine (Ampere and later).
+        execution: ``"auto"`` runs engines on a card that the flavour supports and eager PyTorch
+            elsewhere; ``"engine"`` insists on the card; ``"reference"`` runs the network's
+            arithmetic with PyTorch ops, on any device; ``"eager"`` lowers and builds, and answers
+            with PyTorch.
+        strict: raise instead of leaving a part of the model to eager PyTorch.
+        cache_dir: folder of built engines. None: ``SINGLECARD_CACHE`` or the user's cache folder.
+        min_block_size: an engine with fewer ops than this is left to eager PyTorch.
+        workspace_bytes: limit for the scratch memory of one engine. None: no limit of ours.
+    """
+
+    precision: Precision = "fp32"
+    targets: tuple[str, ...] | None = None
+    execution: Execution = "auto"
+    strict: bool = False
+    cache_dir: Path | None = None
+    min_block_size: int = 1
+    workspace_bytes: int | None = None
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any] | Options | None) -> Options:
+        """Check a mapping of options.
+
+        Raises:
+            OptionError: a key is unknown (the message names the nearest valid one), or a value
+                does not fit.
+        """
+        if isinstance(given, Options):
+            return given
+        names = [field.name for field in dataclasses.fields(cls)]
+        values = dict(given or {})
+        for key in values:
+            if key not in names:
+                close = difflib.get_close_matches(str(key), names, 1, 0.4)
+                hint = f"did you mean {close[0]!r}?" if close else f"valid are {', '.join(names)}"
+                raise OptionError(f"unknown option {key!r}: {hint}")
+        for key, choices in _CHOICES.items():
+            if key in values and values[key] not in choices:
+                close = difflib.get_close_matches(str(values[key]), choices, 1, 0.4)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                raise OptionError(
+                    f"option {key}={values[key]!r} is not valid: {hint}it takes one of "
+                    f"{', '.join(choices)}"
+                )
+        if values.get("targets") is not None:
+            values["targets"] = parse_targets(values["targets"])
+        if values.get("cache_dir") is not None:
+            values["cache_dir"] = Path(values["cache_dir"]).expanduser()
+        _check_number(values, "min_block_size", 1)
+        _check_number(values, "workspace_bytes", 1)
+        if not isinstance(values.get("strict", False), bool):
+            raise OptionError(f"option strict={values['strict']!r} is not valid: True or False")
+        return cls(**values)
+
+
+
+def _check_number(values: Mapping[str, Any], key: str, low: int) -> None:
+    value = values.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+        raise OptionError(f"option {key}={value!r} is not valid: it takes an integer >= {low}")

@@ -1,0 +1,115 @@
+"""Which ops go to TensorRT, which stay in PyTorch, and why."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from singlecard.capture.program import Program, source_line
+from singlecard.lowering.call import op_name
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """An op left to eager PyTorch: its name, one sentence why, and the user's own line."""
+
+    op: str
+    reason: str
+    line: str = ""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Ops that run together: in one engine, or in eager PyTorch."""
+
+    lowered: bool
+    nodes: tuple[fx.Node, ...]
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A Program cut into segments, in the order in which they run."""
+
+    segments: tuple[Segment, ...]
+    fallback: tuple[Fallback, ...]
+    ops: int
+    lowered_ops: int
+
+
+def _is_counted(node: fx.Node) -> bool:
+    """Ops count; taking an item of a tuple, or arithmetic on sizes, does not."""
+    return node.target is not operator.getitem and not _is_size(node)
+
+
+def _is_size(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool, int))
+
+
+def divide(
+    program: Program, refusal: Callable[[fx.Node], str | None], min_block_size: int = 1
+) -> Partition:
+    """Cut a Program into as few segments as its unsupported ops allow.
+
+    Each op gets a level: the number of times that the way to it changes between TensorRT and
+    PyTorch. Ops of one level and kind share a segment, so an op left out costs one boundary
+    however many branches pass by it, and segments cannot wait for each other.
+    """
+    reasons: dict[fx.Node, str] = {}
+    for node in program.calls():
+        if node.target is not operator.getitem and not _is_size(node):
+            reason = refusal(node)
+            if reason is not None:
+                reasons[node] = reason
+    segments = _segments(program, reasons)
+    for segment in segments:
+        counted = [node for node in segment.nodes if _is_counted(node)]
+        if segment.lowered and len(counted) < min_block_size:
+            for node in counted:
+                reasons[node] = (
+                    f"{op_name(node)} stands in a block of {len(counted)} ops, fewer than "
+                    f"min_block_size = {min_block_size}"
+                )
+    segments = _segments(program, reasons)
+    counted = [node for node in program.calls() if _is_counted(node)]
+    fallback = tuple(
+        Fallback(op_name(node), reason, source_line(node)) for node, reason in reasons.items()
+    )
+    return Partition(segments, fallback, len(counted), len(counted) - len(reasons))
+
+
+def _segments(program: Program, reasons: dict[fx.Node, str]) -> tuple[Segment, ...]:
+    level: dict[fx.Node, int] = {}
+    groups: dict[int, list[fx.Node]] = {}
+    for node in program.calls():
+        if _is_size(node):
+            continue  # sizes are worked out wherever they are needed
+        source = node.args[0] if node.target is operator.getitem else None
+        if isinstance(source, fx.Node) and source in level:
+            level[node] = level[source]
+        else:
+            # Even levels are TensorRT's, odd ones PyTorch's.
+            kind = 1 if node in reasons else 0
+            before = [level[arg] for arg in node.all_input_nodes if arg in level]
+            latest = max(before, default=0)
+            level[node] = latest + ((latest & 1) ^ kind)
+        groups.setdefault(level[node], []).append(node)
+    return tuple(_segment(program, group, at % 2 == 0) for at, group in sorted(groups.items()))
+
+
+def _segment(program: Program, nodes: list[fx.Node], lowered: bool) -> Segment:
+    inside = set(nodes)
+    inputs: dict[fx.Node, None] = {}
+    outputs: dict[fx.Node, None] = {}
+    for node in nodes:
+        for arg in node.all_input_nodes:
+            if arg not in inside and arg.op != "get_attr":
+                inputs[arg] = None
+        if any(user not in inside for user in node.users):
+            outputs[node] = None
+    return Segment(lowered, tuple(nodes), tuple(inputs), tuple(outputs))

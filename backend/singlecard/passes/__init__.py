@@ -1,0 +1,38 @@
+"""Rewrites of a Program that make it smaller and easier to fuse, and never change its meaning."""
+
+from __future__ import annotations
+
+from torch._functorch.compile_utils import fx_graph_cse
+
+from singlecard.capture.program import Program
+from singlecard.passes.batch_norm import fold_batch_norm
+from singlecard.passes.constants import fold_constants
+from singlecard.passes.linear import unflatten_product
+from singlecard.passes.noop import drop_copy, drop_identity, merge_views
+from singlecard.passes.rms_norm import fuse_rms_norm
+from singlecard.passes.rule import Rule, apply_rules
+
+__all__ = ["RULES", "simplify"]
+
+RULES: tuple[Rule, ...] = (
+    drop_copy,
+    fold_batch_norm,
+    unflatten_product,
+    drop_identity,
+    merge_views,
+    fuse_rms_norm,
+)
+
+
+def simplify(program: Program) -> Program:
+    """Run every pass, in place, and return the Program."""
+    program.graph.eliminate_dead_code()
+    apply_rules(program, RULES)
+    fold_constants(program)
+    program.module.graph = fx_graph_cse(program.graph)
+    program.graph.eliminate_dead_code()
+    apply_rules(program, (drop_identity,))
+    program.module.recompile()
+    return program
+
+

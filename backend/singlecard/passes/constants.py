@@ -1,0 +1,86 @@
+"""Constant folding: what depends on frozen values only is computed once, on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from singlecard.capture.program import Program
+from singlecard.lowering.call import tensors_in
+
+aten = torch.ops.aten
+
+#: A result up to this size is folded whatever it came from.
+_ALWAYS_BYTES = 1 << 20
+
+_RANDOM = torch.Tag.nondeterministic_seeded
+
+
+def _bytes(value: torch.Tensor) -> int:
+    """Memory that a tensor really takes: extents that are only broadcast count once."""
+    count = 1
+    for size, stride in zip(value.shape, value.stride(), strict=True):
+        count *= int(size) if stride else 1
+    return count * value.element_size()
+
+
+def _is_foldable(node: fx.Node, folded: dict[fx.Node, Any]) -> bool:
+    target = node.target
+    if node.op != "call_function" or any(arg not in folded for arg in node.all_input_nodes):
+        return False
+    if isinstance(target, torch._ops.OpOverload):
+        if _RANDOM in target.tags or target._schema.is_mutable:
+            return False
+    elif getattr(target, "__name__", "") != "getitem":
+        return False
+    results = list(tensors_in(node.meta.get("val")))
+    if not results or any(
+        isinstance(size, torch.SymInt) for result in results for size in result.shape
+    ):
+        return False
+    inputs = sum(
+        _bytes(value) for arg in node.all_input_nodes for value in tensors_in(folded[arg])
+    )
+    return all(_bytes(result) <= max(_ALWAYS_BYTES, 2 * inputs) for result in results)
+
+
+def _evaluate(node: fx.Node, folded: dict[fx.Node, Any]) -> Any:
+    args = fx.map_arg(node.args, lambda arg: folded[arg])
+    kwargs = dict(fx.map_arg(node.kwargs, lambda arg: folded[arg]))
+    if kwargs.get("device") is not None:
+        kwargs["device"] = torch.device("cpu")
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+@torch.no_grad()
+def fold_constants(program: Program) -> None:
+    """Replace ops on constants by their results; frozen weights themselves are never copied."""
+    folded: dict[fx.Node, Any] = {}
+    for node in list(program.graph.nodes):
+        if node.op == "get_attr":
+            value = program.constant(node)
+            assert value is not None
+            folded[node] = value.to("cpu")
+        elif _is_foldable(node, folded):
+            folded[node] = _evaluate(node, folded)
+    for node in list(program.graph.nodes):
+        if node.op != "call_function" or node not in folded:
+            continue
+        if not isinstance(folded[node], torch.Tensor):
+            continue  # a tuple: its items are folded themselves
+        if all(user in folded for user in node.users):
+            continue  # nothing at run time needs it
+        constant = program.new_constant(node, folded[node], node)
+        node.replace_all_uses_with(constant, lambda user: user not in folded)
+        program.trace.append(f"fold_constants at {node.name}")
+    program.graph.eliminate_dead_code()
+    _drop_unused(program)
+
+
+def _drop_unused(program: Program) -> None:
+    used = {str(node.target) for node in program.graph.nodes if node.op == "get_attr"}
+    for name in list(program.module._buffers):
+        if name not in used:
+            delattr(program.module, name)

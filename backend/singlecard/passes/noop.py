@@ -1,0 +1,64 @@
+"""Ops that change nothing are dropped."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from singlecard.capture.program import Program
+from singlecard.passes.rule import forward, is_call
+
+aten = torch.ops.aten
+
+_COPIES = (
+    aten.clone.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.lift_fresh_copy.default,
+    aten.contiguous.default,
+)
+_SHAPES = (
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.expand.default,
+    aten._to_copy.default,
+    aten.slice.Tensor,
+    aten.permute.default,
+    aten.squeeze.dims,
+)
+
+
+def drop_copy(program: Program, node: fx.Node) -> bool:
+    """x -> clone -> y   becomes   x -> y: memory inside an engine is the builder's business."""
+    if not is_call(node, *_COPIES):
+        return False
+    forward(program, node, node.args[0])  # type: ignore[arg-type]
+    return True
+
+
+def drop_identity(program: Program, node: fx.Node) -> bool:
+    """x -> view(x.shape) -> y   becomes   x -> y, for ops whose result is their input."""
+    if not is_call(node, *_SHAPES):
+        return False
+    source = node.args[0]
+    before, after = source.meta["val"], node.meta["val"]  # type: ignore[union-attr]
+    if before.dtype != after.dtype or tuple(before.shape) != tuple(after.shape):
+        return False
+    if is_call(node, aten.permute.default):
+        order = [axis % before.ndim for axis in node.args[1]]  # type: ignore[union-attr, operator]
+        if order != sorted(order):
+            return False
+    forward(program, node, source)  # type: ignore[arg-type]
+    return True
+
+
+def merge_views(program: Program, node: fx.Node) -> bool:
+    """x -> view -> view -> y   becomes   x -> view -> y."""
+    views = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
+    if not (is_call(node, *views) and is_call(node.args[0], *views)):
+        return False
+    inner = node.args[0].args[0]  # type: ignore[union-attr]
+    node.target = aten.reshape.default
+    node.args = (inner, node.args[1])
+    return True

@@ -1,0 +1,61 @@
+"""What a rewrite is: a named function over a Program, run from a list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import fx
+
+from singlecard.capture.program import PATH_KEYS, Program
+
+#: A rule looks at one node; it returns True where it changed the graph around it.
+Rule = Callable[[Program, fx.Node], bool]
+
+
+def apply_rules(program: Program, rules: Sequence[Rule]) -> None:
+    """Offer every op to every rule, once, in order; note in the trace which fired where."""
+    for rule in rules:
+        for node in list(program.calls()):
+            if not _is_erased(node) and rule(program, node):
+                program.trace.append(f"{rule.__name__} at {node.name}")
+
+
+def _is_erased(node: fx.Node) -> bool:
+    return bool(getattr(node, "_erased", False))
+
+
+def replace(
+    program: Program, node: fx.Node, target: Any, args: tuple[Any, ...], **kwargs: Any
+) -> fx.Node:
+    """Put a call in a node's place, with the node's value and module path."""
+    with program.graph.inserting_before(node):
+        new = program.graph.call_function(target, args, kwargs)
+    new.meta = {key: item for key, item in node.meta.items() if key in (*PATH_KEYS, "val")}
+    node.replace_all_uses_with(new)
+    return new
+
+
+def forward(program: Program, node: fx.Node, value: fx.Node) -> None:
+    """Let the users of a node use another value, and drop the node."""
+    node.replace_all_uses_with(value)
+    program.graph.erase_node(node)
+
+
+def only_user(node: Any) -> fx.Node | None:
+    """Return the one node that uses a value, or None where there are several or none."""
+    if isinstance(node, fx.Node) and len(node.users) == 1:
+        return next(iter(node.users))
+    return None
+
+
+def is_call(node: Any, *targets: Any) -> bool:
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def is_node(value: Any) -> bool:
+    return isinstance(value, fx.Node)
+
+
+def shape_of(node: fx.Node) -> tuple[Any, ...]:
+    return tuple(node.meta["val"].shape)

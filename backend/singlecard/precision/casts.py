@@ -1,0 +1,162 @@
+"""Where a Program computes in FP16 or BF16: casts are placed, and every value's type is known after.
+
+Values that follow from integers alone (positions, rotary angles, masks) stay in FP32: FP16 cannot
+tell position 2049 from 2048. Sums over many elements stay in FP32 too.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from singlecard.capture.program import PATH_KEYS, Program
+from singlecard.lowering.call import tensors_in
+
+aten = torch.ops.aten
+
+#: Reductions whose sum can leave FP16's range, or lose small terms.
+_FULL_PRECISION = frozenset(
+    {
+        aten.mean.dim,
+        aten.mean.default,
+        aten.sum.dim_IntList,
+        aten.sum.default,
+        aten.prod.dim_int,
+        aten.var.correction,
+        aten.var_mean.correction,
+        aten.cumsum.default,
+        aten.cumprod.default,
+        aten.logsumexp.default,
+        aten.linalg_vector_norm.default,
+    }
+)
+
+
+def lower_precision(
+    program: Program, dtype: torch.dtype, stays: Callable[[fx.Node], bool]
+) -> Program:
+    """Let the FP32 parts of a Program compute in ``dtype``, in place.
+
+    Args:
+        program: a simplified Program.
+        dtype: ``torch.float16`` or ``torch.bfloat16``.
+        stays: tells of an op whether it keeps its types (what eager PyTorch will run).
+    """
+    _Lowering(program, dtype, stays).run()
+    program.module.recompile()
+    return program
+
+
+class _Lowering:
+    def __init__(
+        self, program: Program, dtype: torch.dtype, stays: Callable[[fx.Node], bool]
+    ) -> None:
+        self.program, self.dtype, self.stays = program, dtype, stays
+        self.casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
+        self.from_integers: set[fx.Node] = set()
+
+    def run(self) -> None:
+        graph = self.program.graph
+        for node in list(graph.nodes):
+            if node.op == "get_attr":
+                self.from_integers.add(node)  # neutral: a constant follows its consumer
+            elif node.op == "call_function":
+                self.visit(node)
+        output = graph.output_node()
+        wanted = {
+            value: self.original(value) for value in output.all_input_nodes if self.is_float(value)
+        }
+        output.args = fx.map_arg(
+            output.args,
+            lambda value: self.cast(value, wanted[value]) if value in wanted else value,
+        )
+
+    @staticmethod
+    def is_float(node: fx.Node) -> bool:
+        value = node.meta.get("val")
+        return isinstance(value, torch.Tensor) and value.dtype.is_floating_point
+
+    @staticmethod
+    def original(node: fx.Node) -> torch.dtype:
+        return node.meta.get("declared_dtype") or node.meta["val"].dtype  # type: ignore[no-any-return]
+
+    def visit(self, node: fx.Node) -> None:
+        if node.target is operator.getitem:
+            self.follow(node)
+            return
+        floats = [arg for arg in node.all_input_nodes if self.is_float(arg)]
+        results = list(tensors_in(node.meta["val"]))
+        if not any(result.dtype == torch.float32 for result in results) and not any(
+            self.original(arg) == torch.float32 for arg in floats
+        ):
+            return
+        if not floats or all(arg in self.from_integers for arg in floats):
+            if not any(arg.op == "placeholder" for arg in floats):
+                self.from_integers.add(node)
+                return
+        if self.stays(node) or node.target in _FULL_PRECISION:
+            self.recast_inputs(node, torch.float32)
+            return
+        self.recast_inputs(node, self.dtype)
+        self.retype(node)
+
+    def follow(self, node: fx.Node) -> None:
+        """Give an item of a tuple the type that the tuple's maker gives it now."""
+        source: Any = node.args[0]
+        if source in self.from_integers:
+            self.from_integers.add(node)
+        now = source.meta["val"][node.args[1]]
+        if isinstance(now, torch.Tensor) and now.dtype != node.meta["val"].dtype:
+            self.retype(node)
+
+    def recast_inputs(self, node: fx.Node, dtype: torch.dtype) -> None:
+        def convert(arg: fx.Node) -> fx.Node:
+            if self.is_float(arg) and self.original(arg) == torch.float32:
+                return self.cast(arg, dtype)
+            return arg
+
+        node.args = fx.map_arg(node.args, convert)
+        node.kwargs = fx.map_arg(node.kwargs, convert)
+
+    def cast(self, value: fx.Node, dtype: torch.dtype) -> fx.Node:
+        if value.meta["val"].dtype == dtype:
+            return value
+        key = (value, dtype)
+        if key not in self.casts:
+            with self.program.graph.inserting_after(self.anchor(value)):
+                new = self.program.graph.call_function(
+                    aten._to_copy.default, (value,), {"dtype": dtype}
+                )
+            new.meta = {k: item for k, item in value.meta.items() if k in PATH_KEYS}
+            new.meta["val"] = value.meta["val"].to(dtype)
+            new.meta["declared_dtype"] = self.original(value)
+            self.casts[key] = new
+        return self.casts[key]
+
+    @staticmethod
+    def anchor(value: fx.Node) -> fx.Node:
+        """Return the node to insert behind: placeholders stay together at the top."""
+        if value.op != "placeholder":
+            return value
+        return value.graph.find_nodes(op="placeholder")[-1]
+
+    def retype(self, node: fx.Node) -> None:
+        """Declare what a node that now computes in the low precision returns."""
+
+        def low(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return value.to(self.dtype) if value.dtype == torch.float32 else value
+            if isinstance(value, (list, tuple)):
+                return type(value)(low(item) for item in value)
+            return value
+
+        before = node.meta["val"]
+        if isinstance(before, torch.Tensor) and before.dtype == torch.float32:
+            node.meta["declared_dtype"] = torch.float32
+        if node.kwargs.get("dtype") == torch.float32:
+            node.kwargs = {**node.kwargs, "dtype": self.dtype}
+        node.meta["val"] = low(before)

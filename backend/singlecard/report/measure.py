@@ -1,0 +1,99 @@
+"""Running a model twice, in PyTorch and through singlecard, without one run disturbing the other."""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from singlecard.backend import compile_in
+from singlecard.errors import OptionError
+from singlecard.session import Session
+
+_serial = itertools.count(1)
+
+
+def fresh_call(module: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls ``module`` and that Dynamo has never seen.
+
+    Dynamo keeps what it compiled by code object, and gives up after a few backends for one.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return module(*args, **kwargs)
+
+    code = call.__code__.replace(co_firstlineno=next(_serial))
+    return types.FunctionType(code, call.__globals__, "call", None, call.__closure__)
+
+
+def copied(values: Any) -> Any:
+    """Copy every tensor in a nest of values, so that in-place changes stay apart."""
+    return pytree.tree_map_only(torch.Tensor, _copy, values)
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    copy = tensor.detach().clone(memory_format=torch.preserve_format)
+    for name in ("_dynamo_dynamic_indices", "_dynamo_dynamic_range"):
+        if hasattr(tensor, name):
+            setattr(copy, name, getattr(tensor, name))
+    return copy
+
+
+def mark_dynamic(values: Any, shapes: Any, path: str = "args") -> None:
+    """Mark axes of tensors as dynamic.
+
+    ``shapes`` mirrors ``values``: None or a mapping of axis to ``(min, max)``, ``torch.export.Dim``
+    or None for an open range.
+
+    Raises:
+        OptionError: the two do not fit, or a range is empty.
+    """
+    if shapes is None:
+        return
+    if isinstance(values, torch.Tensor):
+        for axis, span in dict(shapes).items():
+            low, high = _bounds(span, f"{path}, axis {axis}")
+            torch._dynamo.mark_dynamic(values, axis, min=low, max=high)
+        return
+    if isinstance(values, Mapping) and isinstance(shapes, Mapping):
+        for key, item in shapes.items():
+            if key not in values:
+                raise OptionError(f"dynamic_shapes names {key!r}, which is not among {path}")
+            mark_dynamic(values[key], item, f"{path}[{key!r}]")
+        return
+    if isinstance(values, Sequence) and isinstance(shapes, Sequence):
+        if len(shapes) > len(values):
+            raise OptionError(f"dynamic_shapes has {len(shapes)} entries, {path} {len(values)}")
+        for index, item in enumerate(shapes):
+            mark_dynamic(values[index], item, f"{path}[{index}]")
+        return
+    raise OptionError(f"dynamic_shapes does not fit {path}: got {shapes!r}")
+
+
+def _bounds(span: Any, where: str) -> tuple[int | None, int | None]:
+    if span is None:
+        return None, None
+    if hasattr(span, "min") and hasattr(span, "max"):
+        low, high = span.min, span.max
+    else:
+        low, high = span
+    if low is not None and high is not None and low > high:
+        raise OptionError(f"dynamic_shapes: {where} has min {low} > max {high}")
+    return low, high
+
+
+def run_compiled(
+    session: Session, module: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """Run ``module`` once through a session; return what it answers."""
+
+    def backend(graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+        return compile_in(session, graph, examples)
+
+    limits = {"recompile_limit": 64, "accumulated_recompile_limit": 4096}
+    with torch.no_grad(), torch._dynamo.config.patch(limits):
+        return torch.compile(fresh_call(module), backend=backend)(*args, **kwargs)

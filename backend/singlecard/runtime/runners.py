@@ -1,0 +1,57 @@
+"""What runs a segment: eager PyTorch, the reference evaluator, or an engine on the card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from singlecard.capture.program import Program
+from singlecard.lowering.lower import Lowered, input_name, output_name
+from singlecard.partition import Segment
+from singlecard.reference import evaluate
+
+#: Takes the values of a segment's inputs, returns those of its outputs.
+Runner = Callable[[Sequence[Any]], Sequence[Any]]
+
+
+def eager_runner(program: Program, segment: Segment) -> Runner:
+    """Run the ops of a segment as PyTorch has them."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    root: dict[str, Any] = {}
+    for node in segment.inputs:
+        copies[node] = graph.placeholder(node.name)
+    for node in segment.nodes:
+        for arg in node.all_input_nodes:
+            if arg.op == "get_attr" and arg not in copies:
+                constant = program.constant(arg)
+                assert constant is not None
+                root[str(arg.target)] = constant.to(arg.meta["val"].device)
+                copies[arg] = graph.get_attr(str(arg.target))
+        copies[node] = graph.node_copy(node, lambda arg: copies[arg])
+    graph.output(tuple(copies[node] for node in segment.outputs))
+    module = fx.GraphModule(root, graph)
+
+    def run(values: Sequence[Any]) -> Sequence[Any]:
+        return module(*values)  # type: ignore[no-any-return]
+
+    return run
+
+
+def reference_runner(lowered: Lowered, segment: Segment) -> Runner:
+    """Run the arithmetic of the built network with PyTorch ops, on the inputs' device."""
+    places = [
+        index
+        for index, node in enumerate(segment.inputs)
+        if isinstance(node.meta["val"], torch.Tensor)
+    ]
+
+    def run(values: Sequence[Any]) -> Sequence[Any]:
+        feeds = {input_name(i): values[place].detach() for i, place in enumerate(places)}
+        results = evaluate(lowered.net.definition, feeds)
+        return [results[output_name(index)] for index in range(len(lowered.outputs))]
+
+    return run

