@@ -110,8 +110,10 @@ def main() -> None:
         one = measure_onnx_route(given.models[0], given.precision[0], not given.no_build)
         print(json.dumps(one))
         return
-    print(f"{'model':10} {'type':5} {'kernels':>7} {'moved':>9} {'scratch':>8} {'engine':>9} ", end="")
-    print(f"{'export':>7} {'save':>6} {'parse':>6} {'build':>6}")
+    print(
+        f"{'model':10} {'type':5} {'kernels':>7} {'moved':>9} {'scratch':>8} {'engine':>9} "
+        f"{'export':>7} {'save':>6} {'parse':>6} {'build':>6}"
+    )
     for precision in given.precision:
         for model in given.models or MODELS:
             arguments = ("--one", model, "--precision", precision)

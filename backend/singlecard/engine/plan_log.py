@@ -47,9 +47,7 @@ _NETWORK_TENSOR = re.compile(
     r" Name: (?P<name>.*), IOMode: (?P<mode>Input|Output), DataType: (?P<dtype>\w+), "
     r"Dimensions: \[(?P<shape>[-\d,]*)\], .*?ProfileInfo: (?P<profiles>.*)"
 )
-_RANGE = re.compile(
-    r"MinShape: \[([-\d,]*)\], OptShape: \[([-\d,]*)\], MaxShape: \[([-\d,]*)\]"
-)
+_RANGE = re.compile(r"MinShape: \[([-\d,]*)\], OptShape: \[([-\d,]*)\], MaxShape: \[([-\d,]*)\]")
 _PROFILE = re.compile(r" \[profile (\d+)\]$")
 _SUBGRAPH = re.compile(r"_myl(\d+)_\d+$")
 

@@ -102,9 +102,9 @@ class PlanReport:
         return total(kernel.bytes_moved for kernel in self.kernels)
 
     @property
-    def flops(self) -> int:
-        """Operations of all products, convolutions and attentions that are known."""
-        return sum(kernel.flops or 0 for kernel in self.kernels)
+    def flops(self) -> int | None:
+        """Operations of all products, convolutions and attentions; None if one is not known."""
+        return total(kernel.flops for kernel in self.kernels if kernel.arithmetic)
 
     @property
     def kernels_by_kind(self) -> dict[str, int]:
@@ -231,7 +231,9 @@ def _kernel(entry: LogEntry, origin: Origin, moved: Mapping[str, Touched]) -> Ke
     )
 
 
-def _once(name: str, touched: Iterable[Mapping[str, Touched]], spans: Mapping[str, int]) -> int | None:
+def _once(
+    name: str, touched: Iterable[Mapping[str, Touched]], spans: Mapping[str, int]
+) -> int | None:
     """Return the bytes of a buffer that the kernels touch in all, each byte once."""
     moved = [kernel[name] for kernel in touched if name in kernel]
     size = total(part for item in moved for part in (item.read, item.written))

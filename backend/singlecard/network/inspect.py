@@ -181,18 +181,30 @@ class _Reader:
             value = getattr(raw, role)
             weights[role] = view_weights(value, _weights_dtype(value))
         if fields.owner is not None:
-            self._add_owner(raw, kind, fields.owner, attributes)
+            owner = self._number(raw, fields.owner, attributes)
+            if kind == "ATTENTION_INPUT":
+                attributes.update(_attention_attributes(owner, inputs))
         if kind == "SHUFFLE":
             _cut_permutations(attributes, inputs, outputs)
         return LayerView(kind, name, attributes, inputs, outputs, weights, fields.opaque)
 
-    def _add_owner(self, raw: Any, kind: str, role: str, attributes: dict[str, Plain]) -> None:
+    def _number(self, raw: Any, role: str, attributes: dict[str, Plain]) -> Any:
+        """Number the loop, conditional or attention of a boundary layer, and return it."""
         owner = getattr(raw, role)
         known = self._owners.setdefault(role, {})
         attributes[role] = known.setdefault(id(owner), (owner, len(known)))[1]
-        if kind == "ATTENTION_INPUT":
-            for name in _readable(ATTENTION_FIELDS):
-                attributes[name] = _plain(_get(owner, name))
+        return owner
+
+
+def _attention_attributes(
+    attention: Any, inputs: tuple[TensorView | None, ...]
+) -> dict[str, Plain]:
+    attributes: dict[str, Plain] = {}
+    for role in _readable(ATTENTION_FIELDS):
+        # Without a scale there is no type to quantize to, and asking for it writes to the log.
+        unset = role == "normalization_quantize_to_type" and (len(inputs) < 5 or inputs[4] is None)
+        attributes[role] = None if unset else _plain(_get(attention, role))
+    return attributes
 
 
 @functools.cache

@@ -34,15 +34,10 @@ class LayerFields:
     opaque: bool = False
 
 
+#: ``padding_nd`` repeats ``pre_padding``.
 _WINDOW = ("padding_mode", "pre_padding", "post_padding", "stride_nd")
 _KERNEL = ("kernel_size_nd", "dilation_nd", "num_groups", "num_output_maps", *_WINDOW)
-
-#: ``padding_nd`` repeats ``pre_padding``.
-_CONVOLUTION = {
-    "attributes": _KERNEL,
-    "weights": ("kernel", "bias"),
-    "left_out": ("padding_nd",),
-}
+_KERNEL_WEIGHTS = ("kernel", "bias")
 
 #: By the name of the layer's ``LayerType``.
 LAYER_FIELDS: Mapping[str, LayerFields] = MappingProxyType(
@@ -57,9 +52,13 @@ LAYER_FIELDS: Mapping[str, LayerFields] = MappingProxyType(
         "CONDITIONAL_INPUT": LayerFields("IIfConditionalInputLayer", owner="conditional"),
         "CONDITIONAL_OUTPUT": LayerFields("IIfConditionalOutputLayer", owner="conditional"),
         "CONSTANT": LayerFields("IConstantLayer", ("shape",), ("weights",)),
-        "CONVOLUTION": LayerFields("IConvolutionLayer", **_CONVOLUTION),
+        "CONVOLUTION": LayerFields(
+            "IConvolutionLayer", _KERNEL, _KERNEL_WEIGHTS, left_out=("padding_nd",)
+        ),
         "CUMULATIVE": LayerFields("ICumulativeLayer", ("op", "exclusive", "reverse")),
-        "DECONVOLUTION": LayerFields("IDeconvolutionLayer", **_CONVOLUTION),
+        "DECONVOLUTION": LayerFields(
+            "IDeconvolutionLayer", _KERNEL, _KERNEL_WEIGHTS, left_out=("padding_nd",)
+        ),
         "DEQUANTIZE": LayerFields("IDequantizeLayer", ("axis", "block_shape", "to_type")),
         # The collective, its reduction and its root have no getter.
         "DIST_COLLECTIVE": LayerFields("IDistCollectiveLayer", ("num_ranks",), opaque=True),

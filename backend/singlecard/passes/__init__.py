@@ -5,9 +5,15 @@ from __future__ import annotations
 from torch._functorch.compile_utils import fx_graph_cse
 
 from singlecard.capture.program import Program
+from singlecard.passes.attention_bias import (
+    drop_key_bias,
+    move_value_bias,
+    push_bias_through_split,
+)
 from singlecard.passes.batch_norm import fold_batch_norm
 from singlecard.passes.constants import fold_constants
 from singlecard.passes.linear import unflatten_product
+from singlecard.passes.neutral import drop_neutral, drop_zero_bias
 from singlecard.passes.noop import drop_copy, drop_identity, merge_views
 from singlecard.passes.rms_norm import fuse_rms_norm
 from singlecard.passes.rule import Rule, apply_rules
@@ -21,6 +27,11 @@ RULES: tuple[Rule, ...] = (
     drop_identity,
     merge_views,
     fuse_rms_norm,
+    push_bias_through_split,
+    drop_key_bias,
+    move_value_bias,
+    drop_zero_bias,
+    drop_neutral,
 )
 
 

@@ -62,9 +62,7 @@ class _Lowering:
     def run(self) -> None:
         graph = self.program.graph
         for node in list(graph.nodes):
-            if node.op == "get_attr":
-                self.from_integers.add(node)  # neutral: a constant follows its consumer
-            elif node.op == "call_function":
+            if node.op == "call_function":
                 self.visit(node)
         output = graph.output_node()
         wanted = {
@@ -94,10 +92,10 @@ class _Lowering:
             self.original(arg) == torch.float32 for arg in floats
         ):
             return
-        if not floats or all(arg in self.from_integers for arg in floats):
-            if not any(arg.op == "placeholder" for arg in floats):
-                self.from_integers.add(node)
-                return
+        computed = [arg for arg in floats if arg.op != "get_attr"]  # constants follow the others
+        if not floats or (computed and all(arg in self.from_integers for arg in computed)):
+            self.from_integers.add(node)
+            return
         if self.stays(node) or node.target in _FULL_PRECISION:
             self.recast_inputs(node, torch.float32)
             return

@@ -26,43 +26,50 @@ def attention(call: Call) -> Tensor:
         )
     query, key, value = call[0], call[1], call[2]
     groups = query.shape[1] // key.shape[1]
-    key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    if groups > 1:
+        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     scores = query @ key.mT
-    mask = call.optional(_MASK)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    hidden = _hidden(call, scores)
-    if hidden is not None:
-        scores = scores.masked_fill(hidden, -torch.inf)
-    if call.text("norm_op") == "SOFTMAX":
-        # A query that sees no key at all answers zero.
-        scores = scores.softmax(-1).nan_to_num(0.0)
-    elif hidden is not None:
-        scores = scores.masked_fill(hidden, 0.0)
+    mask, seen = call.optional(_MASK), _seen(call, scores)
+    if mask is not None and mask.dtype == torch.bool:
+        seen = mask if seen is None else seen & mask
+    elif mask is not None:
+        scores = scores + mask
+    weights = _normalized(scores, seen, call.text("norm_op"))
     scale = call.optional(_NORMALIZATION_SCALE)
     if scale is not None:
         dtype = call.text("normalization_quantize_to_type")
-        scores = round_quantized(scores / scale, dtype).float() * scale
-    return scores @ value
+        weights = round_quantized(weights / scale, dtype).float() * scale
+    return weights @ value
 
 
-def _hidden(call: Call, scores: Tensor) -> Tensor | None:
-    """Which keys a query must not see, by the causal kind and the lengths of the sequences."""
+def _seen(call: Call, scores: Tensor) -> Tensor | None:
+    """Which keys a query may see, by the causal kind and the lengths of the sequences.
+
+    The lower right corner is that of the keys that a sequence really has.
+    """
     queries, keys = scores.shape[-2:]
     columns = torch.arange(keys, device=scores.device)
     lengths = call.optional(_KEY_VALUE_LENGTHS)
-    valid = torch.full((scores.shape[0], 1, 1, 1), keys, device=scores.device)
-    if lengths is not None:
-        valid = lengths.reshape(-1, 1, 1, 1)
-    hidden = None if lengths is None else columns >= valid
+    count = keys if lengths is None else lengths.reshape(-1, 1, 1, 1)
+    seen = None if lengths is None else columns < count
     kind = call.layer.attributes.get("causal_kind")
-    if kind is None:
+    if kind is None:  # TensorRT before 11 has only the flag.
         kind = "UPPER_LEFT" if call.integer("causal") else "NONE"
     if kind != "NONE":
         rows = torch.arange(queries, device=scores.device).reshape(-1, 1)
-        last = rows if kind == "UPPER_LEFT" else rows + valid - queries
-        hidden = columns > last if hidden is None else hidden | (columns > last)
-    return hidden
+        before = columns <= (rows if kind == "UPPER_LEFT" else rows + count - queries)
+        seen = before if seen is None else seen & before
+    return seen
+
+
+def _normalized(scores: Tensor, seen: Tensor | None, operation: str) -> Tensor:
+    if operation != "SOFTMAX":
+        return scores if seen is None else scores.masked_fill(~seen, 0.0)
+    if seen is None:
+        return scores.softmax(-1)
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    # A query that sees no key at all answers zero.
+    return weights.masked_fill(~seen.any(-1, keepdim=True), 0.0)
 
 
 @evaluates("ATTENTION_OUTPUT", widens=False)

@@ -18,10 +18,11 @@ def non_maximum_suppression(call: Call) -> tuple[Tensor, ...]:
         corners = corners.unsqueeze(2).expand(-1, -1, scores.shape[2], -1)
     rows: list[tuple[int, int, int]] = []
     for batch in range(scores.shape[0]):
+        considered = _considered(scores[batch], score_limit, call.integer("topk_box_limit"))
         found: list[tuple[float, int, int]] = []
         for label in range(scores.shape[2]):
             kept = _suppress(
-                corners[batch, :, label], scores[batch, :, label], limit, iou_limit, score_limit
+                corners[batch, :, label], considered[:, label], limit, iou_limit
             )
             found += [(float(scores[batch, box, label]), label, box) for box in kept]
         found.sort(key=lambda row: -row[0])
@@ -44,11 +45,17 @@ def _corners(boxes: Tensor, kind: str) -> Tensor:
     return torch.cat((torch.minimum(one, other), torch.maximum(one, other)), dim=-1)
 
 
-def _suppress(
-    corners: Tensor, scores: Tensor, limit: int, iou_limit: float, score_limit: float
-) -> list[int]:
+def _considered(scores: Tensor, score_limit: float, count: int) -> Tensor:
+    """Scores of one batch element, -inf for boxes that are not among the best of all classes."""
+    flat = scores.flatten().masked_fill(scores.flatten() <= score_limit, -torch.inf)
+    if 0 < count < flat.numel():
+        flat[flat.argsort(dim=0, descending=True, stable=True)[count:]] = -torch.inf
+    return flat.reshape(scores.shape)
+
+
+def _suppress(corners: Tensor, scores: Tensor, limit: int, iou_limit: float) -> list[int]:
     order = scores.argsort(dim=0, descending=True, stable=True)
-    order = order[scores[order] > score_limit]
+    order = order[scores[order] > -torch.inf]
     kept: list[int] = []
     while len(order) and len(kept) < limit:
         best = order[0]

@@ -36,26 +36,26 @@ def _gather_slices(call: Call) -> Tensor:
     data, axis = call[0], call.integer("axis")
     indices, outside = _places(call[1], data.shape[axis])
     if call.integer("num_elementwise_dims"):
-        batch = max(data.shape[0], indices.shape[0])
-        data = data.expand(batch, *data.shape[1:])
-        indices = indices.expand(batch, *indices.shape[1:])
-        # Each batch element gathers along the axis from its own slice.
-        picked = [
-            data[i].index_select(axis - 1, indices[i].flatten()).unflatten(
-                axis - 1, indices.shape[1:]
-            )
-            if indices.dim() > 1
-            else data[i].select(axis - 1, int(indices[i]))
-            for i in range(batch)
-        ]
-        result, leading = torch.stack(picked), axis - 1
-        outside = outside.expand(indices.shape)
-        shape = (batch, *[1] * leading, *indices.shape[1:], *[1] * (data.dim() - axis - 1))
-    else:
-        shape = (*[1] * axis, *indices.shape, *[1] * (data.dim() - axis - 1))
-        result = data.index_select(axis, indices.flatten())
-        result = result.reshape(data.shape[:axis] + indices.shape + data.shape[axis + 1 :])
-    return result.masked_fill(outside.reshape(shape), 0) if outside.any() else result
+        return _gather_by_batch(data, indices, outside, axis)
+    result = data.index_select(axis, indices.flatten())
+    result = result.reshape(data.shape[:axis] + indices.shape + data.shape[axis + 1 :])
+    if not outside.any():
+        return result
+    beyond = outside.reshape(outside.shape + (1,) * (data.dim() - axis - 1))
+    return result.masked_fill(beyond, 0)
+
+
+def _gather_by_batch(data: Tensor, indices: Tensor, outside: Tensor, axis: int) -> Tensor:
+    """Each element of the first dimension has indices of its own."""
+    batch = max(data.shape[0], indices.shape[0])
+    rows = torch.arange(batch, device=data.device).reshape([-1] + [1] * (indices.dim() - 1))
+    slices = data.expand(batch, *data.shape[1:]).movedim(axis, 1)
+    result = slices[rows, indices.expand(batch, *indices.shape[1:])]
+    beyond = outside.reshape(outside.shape + (1,) * (data.dim() - 2))
+    result = result.masked_fill(beyond, 0)
+    # The dimensions of the indices belong where the axis was.
+    count = indices.dim() - 1
+    return result.movedim(list(range(1, 1 + count)), list(range(axis, axis + count)))
 
 
 def _gather_nd(data: Tensor, indices: Tensor, batch_dims: int) -> Tensor:

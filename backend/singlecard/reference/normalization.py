@@ -16,7 +16,7 @@ def normalization(call: Call) -> Tensor:
     if groups == 1:
         return _standardized(x, axes, call.number("epsilon")) * scale + bias
     # The channels of a group are reduced together with the axes given, each one place further.
-    grouped = x.unflatten(1, (groups, x.shape[1] // groups))
+    grouped = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
     inner = (2, *(axis + 1 for axis in axes if axis > 1))
     result = _standardized(grouped, inner, call.number("epsilon")).flatten(1, 2)
     return result * _per_channel(scale, x) + _per_channel(bias, x)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from singlecard.errors import EvaluationError
 from singlecard.reference.table import Call, evaluates
-from singlecard.reference.types import FP4_VALUES, FP8_MAX, round_to, round_to_fp4
+from singlecard.reference.types import FP4_VALUES, round_to, round_to_fp4
 
 _INTEGER_LIMITS = {"int8": (-128, 127), "int4": (-8, 7)}
 
@@ -15,15 +15,20 @@ _INTEGER_LIMITS = {"int8": (-128, 127), "int4": (-8, 7)}
 @evaluates("QUANTIZE")
 def quantize(call: Call) -> Tensor:
     """``clamp(round_half_even(x / scale) + zero_point)``."""
-    x, dtype = call[0], call.output.dtype
+    x, dtype, zero_point = call[0], call.output.dtype, call.optional(2)
     scaled = x / _broadcast(call, call[1], x)
+    if zero_point is not None:
+        scaled = torch.round(scaled) + _broadcast(call, zero_point, x)
     return round_quantized(scaled, dtype)
 
 
 @evaluates("DEQUANTIZE")
 def dequantize(call: Call) -> Tensor:
-    x = call[0].float()
-    return x * _broadcast(call, call[1].float(), x)
+    """``(x - zero_point) * scale``."""
+    x, zero_point = call[0].float(), call.optional(2)
+    if zero_point is not None:
+        x = x - _broadcast(call, zero_point, x)
+    return x * _broadcast(call, call[1], x)
 
 
 def round_quantized(scaled: Tensor, dtype: str) -> Tensor:
@@ -49,34 +54,32 @@ def _broadcast(call: Call, scale: Tensor, x: Tensor) -> Tensor:
 
 @evaluates("DYNAMIC_QUANTIZE")
 def dynamic_quantize(call: Call) -> tuple[Tensor, ...]:
-    """Quantize with a scale for each block that is computed from the block's largest element."""
-    x, dtype = call[0], call.output.dtype
-    largest, blocks = _block_maxima(call, x)
-    match call.layer.outputs[1].dtype:
-        case "fp8":  # NVFP4: the scales themselves are quantized, by the second input
-            per_scale = call[1].float()
-            scale = (largest / FP4_VALUES[-1] / per_scale).clamp(max=FP8_MAX)
-            scale = scale.to(torch.float8_e4m3fn).float()
-            divisor = scale * per_scale
-        case "e8m0":  # MXFP8: scales are powers of two, rounded up so that nothing saturates
-            exponent = torch.ceil(torch.log2(largest / FP8_MAX)).clamp(-127, 127)
-            scale = divisor = torch.where(largest > 0, torch.exp2(exponent), 2.0**-127)
-        case scale_dtype:
-            raise EvaluationError(f"scales of type {scale_dtype} have no defined meaning")
-    for axis, size in blocks:
-        divisor = divisor.repeat_interleave(size, dim=axis)
-    quotient = torch.where(divisor > 0, x / divisor, 0.0)
-    return (round_to_fp4(quotient) if dtype == "fp4" else quotient), scale
+    """NVFP4: quantize with a scale for each block that is computed from its largest element.
+
+    The scales themselves are quantized to FP8, by the scale that is the second input.
+    """
+    types = tuple(output.dtype for output in call.layer.outputs)
+    if types != ("fp4", "fp8"):
+        raise EvaluationError(
+            f"how scales are rounded is only defined for FP4 with FP8 scales, not for {types[0]} "
+            f"with {types[1]}: use a quantize layer with a fixed scale"
+        )
+    x, scale_of_scales = call[0], call[1]
+    blocks = _block_shape(call, x)
+    # Each dimension becomes two: which block, and where in the block.
+    split = [size for n, block in zip(x.shape, blocks, strict=True) for size in (n // block, block)]
+    largest = x.abs().reshape(split).amax(tuple(range(1, 2 * x.dim(), 2)))
+    scale = round_to(largest / FP4_VALUES[-1] / scale_of_scales, "fp8")
+    divisor = scale.float() * scale_of_scales
+    for axis, block in enumerate(blocks):
+        divisor = divisor.repeat_interleave(block, dim=axis)
+    return round_to_fp4(torch.where(divisor > 0, x / divisor, 0.0)), scale
 
 
-def _block_maxima(call: Call, x: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
-    """The largest magnitude of each block, and the blocked dimensions with the block's length."""
-    shape = call.layer.attributes.get("block_shape")
-    if isinstance(shape, tuple) and len(shape) == x.dim():
-        blocks = [(a, int(n) if n > 0 else x.shape[a]) for a, n in enumerate(shape) if n != 1]
-    else:
-        blocks = [(call.integer("axis") % x.dim(), call.integer("block_size"))]
-    largest = x.abs()
-    for axis, size in blocks:
-        largest = largest.unflatten(axis, (-1, size)).amax(axis + 1)
-    return largest, blocks
+def _block_shape(call: Call, x: Tensor) -> tuple[int, ...]:
+    """The size of a block in every dimension; -1 stands for the whole dimension."""
+    shape = call.dims("block_shape") if "block_shape" in call.layer.attributes else None
+    if shape:
+        return tuple(n if block == -1 else block for n, block in zip(x.shape, shape, strict=True))
+    axis = call.integer("axis") % x.dim()
+    return tuple(call.integer("block_size") if i == axis else 1 for i in range(x.dim()))

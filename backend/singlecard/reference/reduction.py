@@ -11,8 +11,6 @@ from singlecard.reference.table import Call, evaluates
 @evaluates("REDUCE")
 def reduce(call: Call) -> Tensor:
     x, axes, keep = call[0], call.axes(), bool(call.integer("keep_dims"))
-    if not axes:
-        return x
     match call.text("op"):
         case "SUM":
             return x.sum(axes, keep)
@@ -21,9 +19,9 @@ def reduce(call: Call) -> Tensor:
                 x = x.prod(axis, keep)
             return x
         case "MAX":
-            return x.amax(axes, keep)
+            return _extreme(x, axes, keep, largest=True)
         case "MIN":
-            return x.amin(axes, keep)
+            return _extreme(x, axes, keep, largest=False)
         case "AVG":
             if x.is_floating_point():
                 return x.mean(axes, keep)
@@ -31,6 +29,15 @@ def reduce(call: Call) -> Tensor:
             return torch.div(x.sum(axes, keep), count, rounding_mode="trunc")
         case operation:
             raise NotImplementedError(f"reduction {operation}")
+
+
+def _extreme(x: Tensor, axes: tuple[int, ...], keep: bool, *, largest: bool) -> Tensor:
+    if x.numel():
+        return x.amax(axes, keep) if largest else x.amin(axes, keep)
+    # Of no elements, the largest is the smallest value of the type, and the other way round.
+    limits = None if x.is_floating_point() else torch.iinfo(x.dtype)
+    lowest, highest = (-torch.inf, torch.inf) if limits is None else (limits.min, limits.max)
+    return torch.full_like(x.sum(axes, keep, dtype=x.dtype), lowest if largest else highest)
 
 
 @evaluates("SOFTMAX")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from singlecard.errors import EvaluationError
 from singlecard.reference.table import Call, evaluates
 
 
@@ -13,10 +14,21 @@ def shape(call: Call) -> Tensor:
     return torch.tensor(call[0].shape, dtype=torch.int64, device=call.device)
 
 
+#: The builder lets only quantize and dequantize layers convert to and from these types.
+_QUANTIZED = frozenset({"fp8", "int4", "fp4", "e8m0"})
+
+
 @evaluates("IDENTITY", widens=False)
 @evaluates("CAST", widens=False)
 def cast(call: Call) -> Tensor:
     """The executor rounds every output to its declared type, which is all that a cast does."""
+    given = call.layer.inputs[0]
+    types = {call.output.dtype, call.output.dtype if given is None else given.dtype}
+    if len(types) == 2 and types & _QUANTIZED:
+        raise EvaluationError(
+            f"TensorRT does not cast between {' and '.join(sorted(types))}: use a quantize or "
+            "dequantize layer"
+        )
     return call[0]
 
 

@@ -48,7 +48,8 @@ def _within(x: Tensor, axis: int, first: int, count: int, step: int) -> Tensor:
     if count == 0:
         return x.narrow(axis, 0, 0)
     if step > 0:
-        return x.narrow(axis, first, (count - 1) * step + 1)[(slice(None),) * axis + (slice(None, None, step),)]
+        reached = x.narrow(axis, first, (count - 1) * step + 1)
+        return reached[(slice(None),) * axis + (slice(None, None, step),)]
     if step == 0:
         return x.narrow(axis, first, 1).expand([count if i == axis else -1 for i in range(x.dim())])
     lowest = first + (count - 1) * step

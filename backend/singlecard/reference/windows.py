@@ -21,7 +21,7 @@ def window_padding(
     sizes are rounded up, the last window's missing elements are counted into the padding.
     """
     mode, strides = call.text("padding_mode"), call.required_dims("stride_nd")
-    pre_padding, post_padding = call.required_dims("pre_padding"), call.required_dims("post_padding")
+    asked_pre, asked_post = call.required_dims("pre_padding"), call.required_dims("post_padding")
     padding = []
     for axis, length in enumerate(size):
         reach, stride = dilation[axis] * (window[axis] - 1) + 1, strides[axis]
@@ -30,7 +30,7 @@ def window_padding(
             small, large = total // 2, math.ceil(total / 2)
             padding.append((small, large) if mode == "SAME_UPPER" else (large, small))
             continue
-        pre, post = pre_padding[axis], post_padding[axis]
+        pre, post = asked_pre[axis], asked_post[axis]
         if mode == "EXPLICIT_ROUND_UP":
             post += -(length + pre + post - reach) % stride
         padding.append((pre, post))

@@ -13,16 +13,16 @@ from singlecard.lowering.declaration import accepts, lowers
 from singlecard.network.net import Net
 from singlecard.network.tensor import Tensor
 
-#: Head sizes that the attention layer takes whole, in FP16 and BF16 (tensorrt_rtx 1.7.1.116; every
-#: multiple of 4 tried builds between these bounds). Others are decomposed by the builder.
-SMALLEST_HEAD, LARGEST_HEAD = 16, 256
-
-#: The most negative number that FP16 holds: an additive mask of -inf would make NaN of 0 * inf.
+#: What stands for minus infinity in a mask: finite, so that a fully masked row gives no NaN.
 _LOWEST = {torch.float16: -65504.0, torch.bfloat16: -3.3e38, torch.float32: -3.4e38}
 
 
 def _ranks(call: Call) -> list[int]:
     return [call.values[name].ndim for name in ("query", "key", "value")]
+
+
+def _lengths_are_known(call: Call) -> bool:
+    return all(isinstance(call.values[name].shape[-2], int) for name in ("query", "key"))
 
 
 @lowers(own.attention)
@@ -35,6 +35,11 @@ def _ranks(call: Call) -> list[int]:
         lambda c: c.values["attn_mask"] is None or not c.values["is_causal"],
         lambda c: "both",
     ),
+    when(
+        "the length is known where is_causal is set",
+        lambda c: not c.values["is_causal"] or _lengths_are_known(c),
+        lambda c: [list(c.values[name].shape) for name in ("query", "key")],
+    ),
 )
 def attention(
     net: Net,
@@ -46,35 +51,39 @@ def attention(
     scale: float | None,
     enable_gqa: bool,
 ) -> Tensor:
-    """softmax(q @ k.T * scale + mask) @ v."""
-    missing = 4 - query.ndim
-    for _ in range(missing):
-        query, key, value = (net.unsqueeze(x, 0) for x in (query, key, value))
-    head = query.shape[-1]
-    factor = 1 / math.sqrt(head) if scale is None else scale
-    scaled = net.times(query, factor)
-    mask = None if attn_mask is None else additive_mask(net, attn_mask, query.dtype)
-    whole = query.dtype != torch.float32 and SMALLEST_HEAD <= head <= LARGEST_HEAD
-    result = net.attention(
-        scaled,
-        key,
-        value,
-        mask,
-        "UPPER_LEFT" if is_causal else "NONE",
-        decomposable=not whole,
-    )
-    return net.squeeze(result, range(missing)) if missing else result
+    """softmax(q @ k.T * scale + mask) @ v.
 
-
-def additive_mask(net: Net, mask: Tensor, kind: torch.dtype) -> Tensor:
-    """Return a mask that is added to the scores.
-
-    The attention layer takes boolean masks too, at the price of 8 more kernels.
+    Written out and not as an attention layer: the builder fuses both to the same kernel, but only
+    the written-out form also takes masks, causal order and the heads' transposes into it
+    (docs/measurements.md has the counts).
     """
-    if mask.dtype == torch.bool:
-        keep, drop = net.scalar(0.0, kind, mask.ndim), net.scalar(_LOWEST[kind], kind, mask.ndim)
-        mask = net.where(mask, keep, drop)
-    return net.pad_rank(net.cast(mask, kind), 4)
+    heads = query.shape[1]
+    key, value = (_repeat_heads(net, x, heads) for x in (key, value))
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = net.matmul(net.times(query, factor), key, transpose_b=True)
+    if is_causal:
+        attn_mask = _causal_mask(net, query.shape[-2], key.shape[-2])
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        lowest = net.scalar(_LOWEST[scores.dtype], scores.dtype, scores.ndim)
+        scores = net.where(attn_mask, scores, lowest)
+    elif attn_mask is not None:
+        scores = net.sum(scores, net.cast(attn_mask, scores.dtype))
+    return net.matmul(net.softmax(scores, -1), value)
+
+
+def _repeat_heads(net: Net, x: Tensor, heads: int) -> Tensor:
+    """Repeat each key or value head for the query heads of its group."""
+    own_heads = x.shape[1] if x.ndim == 4 else heads
+    if own_heads == heads:
+        return x
+    batch, _, length, width = net.sizes(x)
+    grouped = net.expand(net.unsqueeze(x, 2), [batch, own_heads, heads // own_heads, length, width])
+    return net.reshape(grouped, [batch, heads, length, width])
+
+
+def _causal_mask(net: Net, queries: int, keys: int) -> Tensor:
+    """Return which keys a query may see: those not after it, counted from the first."""
+    return net.constant(torch.ones(queries, keys, dtype=torch.bool).tril())
 
 
 @lowers(own.rms_norm)

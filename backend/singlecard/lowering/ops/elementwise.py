@@ -206,3 +206,14 @@ def bitwise_not(net: Net, self: Tensor) -> Tensor:
 def logical_not(net: Net, self: Tensor) -> Tensor:
     """not self."""
     return net.logical_not(net.cast(self, torch.bool))
+
+
+@lowers(aten.clamp.default, aten.clamp.Tensor)
+def clamp(
+    net: Net, self: Tensor, min: Operand | None = None, max: Operand | None = None
+) -> Tensor:
+    """self between min and max; where they cross, max."""
+    x = net.cast(self, net.result.dtype)
+    if min is not None:
+        x = net.binary("MAX", x, net.operand(min, x.dtype))
+    return x if max is None else net.binary("MIN", x, net.operand(max, x.dtype))

@@ -1,0 +1,244 @@
+"""The evaluator against the tests that the ``onnx`` package ships, one for each operator and option.
+
+Each model goes through TensorRT's own parser, so what is checked is the meaning of the layers that
+the parser makes of an operator. A model takes one of these ways:
+
+* refused: the parser does not take it, also not with its parameters as initializers;
+* undefined: it holds a layer that no engine can have, or that gives random values;
+* excepted: parser or layer mean something else than ONNX, as ``onnx_node_exceptions`` says;
+* passed: the answers are those that ONNX expects.
+"""
+
+from __future__ import annotations
+
+import runpy
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from onnx.backend.test import loader
+from singlecard.errors import EvaluationError
+from singlecard.network.flavour import tensorrt
+from singlecard.network.inspect import LayerView, NetworkView, view_network
+from singlecard.reference import evaluate
+from singlecard.reference.types import TORCH_DTYPES
+from torch import Tensor
+
+EXCEPTIONS: Mapping[str, str] = runpy.run_path(
+    str(Path(__file__).with_name("onnx_node_exceptions.py"))
+)["EXCEPTIONS"]
+
+#: What passes with TensorRT-RTX 1.7.1 and onnx 1.23; more is welcome.
+FLOOR = 1190
+
+#: How far an answer may be off, relative to itself and to the largest element of its tensor: a sum
+#: that cancels keeps the error of its largest terms. Where ONNX computes in FP16 or BF16 it rounds
+#: in other places than TensorRT. All other types must be equal.
+TOLERANCES = {
+    torch.float32: (1e-4, 2e-6),
+    torch.float16: (2e-3, 1e-3),
+    torch.bfloat16: (2e-2, 8e-3),
+}
+
+ON_DISK = ("simple", "pytorch-operator", "pytorch-converted")
+_QUANTIZED = frozenset({"fp8", "int4", "fp4", "e8m0"})
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, with inputs and the outputs that ONNX expects, as ONNX has them."""
+
+    name: str
+    model: onnx.ModelProto
+    data_sets: list[tuple[list[Any], list[Any]]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Which way a model took, and why."""
+
+    way: str
+    reason: str = ""
+
+
+class _Silence(tensorrt().ILogger):  # type: ignore[misc]
+    """The parser logs an error for every model that it refuses; most are."""
+
+    def log(self, severity: Any, message: str) -> None:
+        del severity, message
+
+
+_LOGGER = _Silence()
+
+
+def cases() -> Iterator[Case]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ONNX computes what it expects, with its overflows.
+        for case in loader.load_model_tests(kind="node"):
+            yield Case(case.name, case.model, case.data_sets)
+    for kind in ON_DISK:
+        for case in loader.load_model_tests(kind=kind):
+            folder = Path(case.model_dir)
+            data = [
+                (_read(part, "input"), _read(part, "output"))
+                for part in sorted(folder.glob("test_data_set_*"))
+            ]
+            yield Case(case.name, onnx.load(folder / "model.onnx"), data)
+
+
+def _read(folder: Path, role: str) -> list[Any]:
+    values = []
+    for index in range(len(list(folder.glob(f"{role}_*.pb")))):
+        value = onnx.TensorProto()
+        value.ParseFromString((folder / f"{role}_{index}.pb").read_bytes())
+        values.append(value)
+    return values
+
+
+def tensor_of(value: Any) -> Tensor:
+    """An ONNX value as a torch tensor; 4-bit types as the evaluator holds them."""
+    array = numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
+    array = np.asarray(array)
+    match array.dtype.name:
+        case "bfloat16":
+            return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+        case "float8_e4m3fn":
+            return torch.from_numpy(array.view(np.uint8).copy()).view(torch.float8_e4m3fn)
+        case "int4":
+            return torch.from_numpy(array.astype(np.int8))
+        case "float4_e2m1fn" | "float64":  # TensorRT has no FP64: the parser makes it FP32.
+            return torch.from_numpy(array.astype(np.float32))
+        case _:
+            return torch.from_numpy(array.copy(order="C"))
+
+
+def parse(builder: Any, model: onnx.ModelProto) -> tuple[Any, Any] | None:
+    """The network and the parser, which owns its weights; None if the parser refuses the model."""
+    network = builder.create_network()
+    parser = tensorrt().OnnxParser(network, _LOGGER)
+    return (network, parser) if parser.parse(model.SerializeToString()) else None
+
+
+def with_initializers(case: Case) -> onnx.ModelProto | None:
+    """The model with all inputs but the first as initializers, as real models have them.
+
+    The node tests make an input of everything; TensorRT wants axes and the like as constants.
+    """
+    inputs, values = case.model.graph.input, case.data_sets[0][0]
+    if len(case.data_sets) > 1 or len(inputs) < 2 or len(inputs) != len(values):
+        return None
+    if not all(isinstance(value, (np.ndarray, np.generic, onnx.TensorProto)) for value in values):
+        return None  # A sequence or an optional that is not there.
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    for info, value in list(zip(inputs, values, strict=True))[1:]:
+        given = value if isinstance(value, onnx.TensorProto) else numpy_helper.from_array(value)
+        model.graph.initializer.add().CopyFrom(given)
+        model.graph.initializer[-1].name = info.name
+    del model.graph.input[1:]
+    return model
+
+
+def is_undefined(layer: LayerView) -> bool:
+    """The builder takes no cast to or from a quantized type; random numbers have no value."""
+    if layer.kind == "CAST":
+        source, target = layer.inputs[0], layer.outputs[0]
+        types = {target.dtype, target.dtype if source is None else source.dtype}
+        return len(types) == 2 and bool(types & _QUANTIZED)
+    return layer.kind == "FILL" and layer.attributes["operation"] != "LINSPACE"
+
+
+def feeds_of(case: Case, view: NetworkView, values: list[Any]) -> dict[str, Tensor]:
+    by_name = {info.name: value for info, value in zip(case.model.graph.input, values, strict=True)}
+    if len(view.inputs) == len(values):  # A loop renames network inputs to those of its body.
+        by_name = {tensor.name: value for tensor, value in zip(view.inputs, values, strict=True)}
+    return {tensor.name: tensor_of(by_name[tensor.name]) for tensor in view.inputs}
+
+
+def difference(name: str, got: Tensor, expected: Tensor) -> str:
+    """What is wrong with an answer; nothing if it is within its tolerance."""
+    if (got.dtype, got.shape) != (expected.dtype, expected.shape):
+        return f"{name}: {got.dtype} {list(got.shape)}, not {expected.dtype} {list(expected.shape)}"
+    relative, largest = TOLERANCES.get(got.dtype, (0.0, 0.0))
+    wanted = expected.double()
+    finite = wanted[wanted.isfinite()].abs()
+    absolute = largest * (float(finite.max()) if finite.numel() else 0.0)
+    close = torch.isclose(got.double(), wanted, relative, absolute, equal_nan=True)
+    if bool(close.all()):
+        return ""
+    place = tuple((~close).nonzero()[0].tolist())
+    return f"{name}{list(place)}: {got[place].item()}, not {expected[place].item()}"
+
+
+def outcome_of(builder: Any, case: Case) -> Outcome:
+    parsed = parse(builder, case.model)
+    if parsed is None and (model := with_initializers(case)) is not None:
+        parsed = parse(builder, model)
+    if parsed is None:
+        return Outcome("refused")
+    network, _parser = parsed
+    view = view_network(network)
+    undefined = any(map(is_undefined, view.layers))
+    for inputs, expected in case.data_sets:
+        try:
+            answers = evaluate(view, feeds_of(case, view, inputs))
+        except EvaluationError as error:
+            return Outcome("undefined" if undefined else "failed", str(error))
+        for tensor, wanted in zip(view.outputs, expected, strict=True):
+            wrong = difference(tensor.name, answers[tensor.name], tensor_of(wanted))
+            if wrong:
+                return Outcome("failed", wrong)
+    return Outcome("undefined, and passed" if undefined else "passed")
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, Outcome]:
+    builder = tensorrt().Builder(_LOGGER)
+    return {case.name: outcome_of(builder, case) for case in cases()}
+
+
+def test_every_accepted_model_gives_the_answers_of_onnx(outcomes: dict[str, Outcome]) -> None:
+    """Without it, a lowering could be called wrong, or right, by a wrong judge."""
+    failed = {
+        name: outcome.reason
+        for name, outcome in outcomes.items()
+        if outcome.way == "failed" and name not in EXCEPTIONS
+    }
+    assert not failed, "\n".join(f"{name}: {reason}" for name, reason in failed.items())
+
+
+def test_exceptions_are_still_needed(outcomes: dict[str, Outcome]) -> None:
+    """A user would read of a limit of TensorRT that is gone."""
+    stale = {
+        name: outcomes[name].way if name in outcomes else "not a test of onnx"
+        for name in EXCEPTIONS
+        if name not in outcomes or outcomes[name].way != "failed"
+    }
+    assert not stale, f"remove these from onnx_node_exceptions: {stale}"
+
+
+def test_layers_without_a_meaning_are_named(outcomes: dict[str, Outcome]) -> None:
+    """A user would get numbers for a network that no engine can compute."""
+    assert not [name for name, outcome in outcomes.items() if outcome.way.startswith("undefined,")]
+    reasons = [outcome.reason for outcome in outcomes.values() if outcome.way == "undefined"]
+    assert reasons
+    assert all("layer '" in reason and ": " in reason for reason in reasons)
+
+
+def test_many_models_pass(outcomes: dict[str, Outcome]) -> None:
+    """A parser that suddenly refuses would make every other test here pass."""
+    ways = Counter(outcome.way for outcome in outcomes.values())
+    assert ways["passed"] >= FLOOR, ways
+
+
+def test_types_of_the_evaluator_are_those_of_tensorrt() -> None:
+    """A type that a new TensorRT adds would end in a KeyError for its user."""
+    assert len(TORCH_DTYPES) == len(tensorrt().DataType.__members__)
