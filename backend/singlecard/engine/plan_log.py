@@ -73,10 +73,8 @@ class KernelTensor:
         """Number of different elements that the view reaches; None if an extent is dynamic."""
         if -1 in self.shape:
             return None
-        count = math.prod(
-            extent for extent, stride in zip(self.shape, self.strides, strict=True) if stride
-        )
-        return min(count, self.span or count)
+        count = math.prod(self.shape)
+        return count if self.span is None else min(count, self.span)
 
     @property
     def span(self) -> int | None:

@@ -7,6 +7,7 @@ from torch._functorch.compile_utils import fx_graph_cse
 from singlecard.capture.program import Program
 from singlecard.passes.attention_bias import (
     drop_key_bias,
+    move_query_bias,
     move_value_bias,
     push_bias_through_split,
 )
@@ -29,6 +30,7 @@ RULES: tuple[Rule, ...] = (
     fuse_rms_norm,
     push_bias_through_split,
     drop_key_bias,
+    move_query_bias,
     move_value_bias,
     drop_zero_bias,
     drop_neutral,

@@ -1,7 +1,8 @@
 """Biases of attention's projections, moved to where they cost nothing.
 
 The builder joins the q, k and v projections into one product that can feed attention directly, but
-a bias between them costs a kernel each. Two of the three are not needed there:
+a bias between them costs a kernel each, and one more for each of the others. Two of the three are
+not needed there, and the third costs less behind the split into heads:
 
 - Softmax does not change when all its inputs are shifted, and a bias on the keys shifts all scores
   of a query alike: the key bias has no effect.
@@ -123,6 +124,24 @@ def drop_key_bias(program: Program, node: fx.Node) -> bool:
     if biased is None:
         return False
     _without_bias(program, biased)
+    return True
+
+
+def move_query_bias(program: Program, node: fx.Node) -> bool:
+    """attention(heads(x + b), k, v)   becomes   attention(heads(x) + heads(b), k, v)."""
+    if not is_call(node, ops.attention):
+        return False
+    query: Any = node.args[0]
+    biased = _biased(program, _before_heads(query))
+    if biased is None:
+        return False
+    heads, width = shape_of(query)[1], shape_of(query)[3]
+    _without_bias(program, biased)
+    bias = program.new_constant(node, biased.bias.reshape(1, heads, 1, width), query)
+    with program.graph.inserting_before(node):
+        shifted = program.graph.call_function(aten.add.Tensor, (query, bias))
+    shifted.meta = dict(query.meta)
+    node.args = (shifted, *node.args[1:])
     return True
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from singlecard.capture.program import Program
-from singlecard.passes.rule import is_call, only_user, replace, shape_of
+from singlecard.passes.rule import erase_unused, is_call, only_user, replace, shape_of
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
@@ -61,4 +61,5 @@ def unflatten_product(program: Program, node: fx.Node) -> bool:
     program.graph.erase_node(last)
     if last is not node:
         program.graph.erase_node(node)
+        erase_unused(program, x)
     return True

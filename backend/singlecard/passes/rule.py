@@ -42,6 +42,12 @@ def forward(program: Program, node: fx.Node, value: fx.Node) -> None:
     program.graph.erase_node(node)
 
 
+def erase_unused(program: Program, node: fx.Node) -> None:
+    """Drop a node that nothing uses any more, so that it does not count as a user itself."""
+    if not node.users:
+        program.graph.erase_node(node)
+
+
 def only_user(node: Any) -> fx.Node | None:
     """Return the one node that uses a value, or None where there are several or none."""
     if isinstance(node, fx.Node) and len(node.users) == 1:

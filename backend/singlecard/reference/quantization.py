@@ -18,7 +18,8 @@ def quantize(call: Call) -> Tensor:
     x, dtype, zero_point = call[0], call.output.dtype, call.optional(2)
     scaled = x / _broadcast(call, call[1], x)
     if zero_point is not None:
-        scaled = torch.round(scaled) + _broadcast(call, zero_point, x)
+        whole = torch.round(scaled) if dtype in _INTEGER_LIMITS else scaled
+        scaled = whole + _broadcast(call, zero_point, x)
     return round_quantized(scaled, dtype)
 
 
