@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,10 @@ Case = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 def load_case(model: str) -> Case:
     """Return ``(module, args, kwargs)`` of a model in FP32."""
-    file = Path(__file__).parents[1] / "examples" / "models.py"
-    spec = importlib.util.spec_from_file_location("models", file)
-    assert spec is not None and spec.loader is not None
-    models = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(models)
-    case: Case = getattr(models, model)()
+    examples = str(Path(__file__).parents[1] / "examples")
+    if examples not in sys.path:
+        sys.path.insert(0, examples)
+    case: Case = getattr(importlib.import_module("models"), model)()
     return case
 
 

@@ -157,7 +157,7 @@ def minilm_files() -> Path:
 def with_biases(module: nn.Module) -> nn.Module:
     """Move every bias away from 0 and every norm's weight away from 1, as training does.
 
-    Left as they are, a bias that got lost would not be noticed, and ONNX export would drop them all.
+    Left as they are, a lost bias would not be noticed, and ONNX export drops those of GPT-2.
     """
     with torch.no_grad():
         for parameter in module.parameters():

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 from torch._decomp import core_aten_decompositions
-from torch._functorch.aot_autograd import aot_module_simplified, make_boxed_func
+from torch._functorch.aot_autograd import aot_module_simplified
 from torch.utils._python_dispatch import _disable_current_modes
 
 from singlecard.capture import ops
@@ -147,7 +147,8 @@ def capture(
             del variants[VARIANTS:]
             return variants[0](args)
 
-        return make_boxed_func(run)
+        run._boxed_call = True  # type: ignore[attr-defined]  # AOTAutograd hands over one list
+        return run
 
     return aot_module_simplified(  # type: ignore[no-any-return]
         copy,

@@ -85,14 +85,18 @@ def _convolution(entry: LogEntry) -> _Operands | None:
     """Weights are (output channels, input channels / groups, kernel...)."""
     x, out = entry.inputs[0], entry.outputs[0]
     weights = _weights(entry, channels=out.shape[1])
-    return weights and (x, weights, _count(*out.shape, *weights.shape[1:]))
+    if weights is None:
+        return None
+    return x, weights, _count(*out.shape, *weights.shape[1:])
 
 
 def _deconvolution(entry: LogEntry) -> _Operands | None:
     """Weights are (input channels, output channels / groups, kernel...)."""
     x = entry.inputs[0]
     weights = _weights(entry, channels=x.shape[1])
-    return weights and (x, weights, _count(*x.shape, *weights.shape[1:]))
+    if weights is None:
+        return None
+    return x, weights, _count(*x.shape, *weights.shape[1:])
 
 
 def _weights(entry: LogEntry, channels: int) -> KernelTensor | None:

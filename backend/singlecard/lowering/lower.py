@@ -87,7 +87,8 @@ def lower(program: Program, segment: Segment) -> Lowered:
             raise NodeRefused(node, str(error)) from error
     outputs = tuple(segment.outputs)
     for index, node in enumerate(outputs):
-        net.mark_output(values[node], output_name(index))
+        with net.scope(f"{module_path(node)}/output"):
+            net.mark_output(values[node], output_name(index))
     return Lowered(net, tuple(tensors), outputs, profiles)
 
 
@@ -101,8 +102,7 @@ def _lower_node(
             if arg.op == "get_attr":
                 constant = program.constant(arg)
                 assert constant is not None
-                with net.scope(module_path(arg)):
-                    values[arg] = net.constant(constant)
+                values[arg] = net.constant(constant)
             else:
                 values[arg] = sizes.of(arg.meta["val"])
         return values[arg]
@@ -112,8 +112,7 @@ def _lower_node(
         return
     call = Call.of(node)
     path = module_path(node)
-    scope = f"{path}/{op_name(node)}" if path else op_name(node)
-    with net.scope(scope):
+    with net.scope(f"{path}/{op_name(node)}"):
         arguments = {name: _map(arg, value_of) for name, arg in call.arguments.items()}
         net.result = call.result
         result = table()[node.target].lower(net, *arguments.values())

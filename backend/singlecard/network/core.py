@@ -16,6 +16,9 @@ from singlecard.network.types import torch_from_trt, trt_from_torch
 
 Number = bool | int | float
 
+#: Characters that mean something in TensorRT's joined metadata.
+_UNSAFE = {ord(character): None for character in "[]\x1f\n"}
+
 
 class Core:
     """Owns one ``INetworkDefinition``, and every array behind its constants."""
@@ -34,8 +37,8 @@ class Core:
 
     @contextmanager
     def scope(self, path: str) -> Iterator[None]:
-        """Name the layers made inside after ``path``, the module path and op they come from."""
-        outer, self._scope = self._scope, path
+        """Name the layers made inside after ``path``: ``<module path>/<op>``, the path may be ''."""
+        outer, self._scope = self._scope, path.translate(_UNSAFE)
         try:
             yield
         finally:
@@ -61,7 +64,9 @@ class Core:
         count = self._names.get(base, 0)
         self._names[base] = count + 1
         layer.name = f"{base}.{count}" if count else base
-        layer.metadata = self._scope
+        # Metadata survives fusion, names do not; brackets keep apart what TensorRT joins. A
+        # constant is shared, and would carry its first user's path into the others' kernels.
+        layer.metadata = f"[{self._scope}]" if self._scope and kind != "constant" else ""
 
     def wrap(self, handle: Any) -> Tensor:
         """Return the facade's value for a TensorRT tensor."""
