@@ -30,15 +30,11 @@ LIMIT = 2.8
 
 
 def memory_now() -> dict[str, int]:
-    """Return the bytes this process holds: ``VmRSS``, of it ``RssAnon``, and the peak ``VmHWM``.
-
-    ``RssAnon`` is what the process made itself; the rest of ``VmRSS`` are files mapped into memory,
-    which the system can drop when it needs room.
-    """
+    """Return the bytes that this process holds, ``VmRSS``, and the most it held, ``VmHWM``."""
     fields: dict[str, int] = {}
     for line in Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")
-        if name in ("VmRSS", "RssAnon", "VmHWM"):
+        if name in ("VmRSS", "VmHWM"):
             fields[name] = int(value.split()[0]) * 1024
     return fields
 
@@ -53,7 +49,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.phase = "capture and lowering"
-        self.peaks: dict[str, dict[str, int]] = {}
+        self.peaks: dict[str, int] = {}
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -67,13 +63,12 @@ class Watch:
 
     def _run(self) -> None:
         while not self._done.wait(0.02):
-            held, peak = memory_now(), self.peaks.setdefault(self.phase, {})
-            for name in ("VmRSS", "RssAnon"):
-                peak[name] = max(peak.get(name, 0), held[name])
+            self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), memory_now()["VmRSS"])
 
     def report(self, phase: str, step: int, steps: int) -> None:
-        """Take the builder's progress: what comes after its first phase is building."""
-        self.phase = "build"
+        """Take the builder's progress; it is silent while it hands over the finished plan."""
+        done = phase == "Building engine" and step == steps
+        self.phase = "writing and checking the plan" if done else f"builder: {phase}"
 
 
 def make_decoder(layers: int) -> torch.nn.Module:
@@ -129,10 +124,7 @@ def measure(layers: int) -> dict[str, Any]:
         "imported_bytes": imported,
         "model_bytes": made - imported,
         "peak_bytes": memory_now()["VmHWM"] - imported,
-        "peaks_by_phase": {
-            phase: {name: held - imported for name, held in peaks.items()}
-            for phase, peaks in watch.peaks.items()
-        },
+        "peaks_by_phase": {phase: held - imported for phase, held in watch.peaks.items()},
         "held_after_bytes": memory_now()["VmRSS"] - imported,
         "engines": len(engines),
         "ops_left_out": sum(len(graph.fallback) for graph in session.graphs),
@@ -164,12 +156,15 @@ def render_page(result: dict[str, Any]) -> str:
         "| what | GB | x weights |",
         "| --- | ---: | ---: |",
         row("the model, before", run["model_bytes"]),
-        *(
-            row(f"peak in {phase}, of it not mapped from files", peaks["RssAnon"])
-            for phase, peaks in run["peaks_by_phase"].items()
-        ),
+        *(row(f"most in: {name}", peak) for name, peak in run["peaks_by_phase"].items()),
         row("after the build", run["held_after_bytes"]),
         row("**peak**", run["peak_bytes"]),
+        "",
+        "What the peak is made of: the model's own weights (1.0: the network's constants point at "
+        "them), the finished plan, which the builder keeps whole until its last piece is in the "
+        "file (1.0), and its copies of the weights that it merges: q, k and v, gate and up (0.7 of "
+        "this model). Nothing of ours stands beside these three. A chain of plain linear layers, "
+        "where nothing is merged, was seen to peak at 2.3.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -17,6 +17,15 @@ from singlecard.reference import evaluate
 Runner = Callable[[Sequence[Any]], Sequence[Any]]
 
 
+def tensor_places(segment: Segment) -> list[int]:
+    """Return the places of a segment's tensors among its inputs; the others are sizes."""
+    return [
+        index
+        for index, node in enumerate(segment.inputs)
+        if isinstance(node.meta["val"], torch.Tensor)
+    ]
+
+
 def eager_runner(program: Program, segment: Segment) -> Runner:
     """Run the ops of a segment as PyTorch has them."""
     graph = fx.Graph()
@@ -43,11 +52,7 @@ def eager_runner(program: Program, segment: Segment) -> Runner:
 
 def reference_runner(lowered: Lowered, segment: Segment) -> Runner:
     """Run the arithmetic of the built network with PyTorch ops, on the inputs' device."""
-    places = [
-        index
-        for index, node in enumerate(segment.inputs)
-        if isinstance(node.meta["val"], torch.Tensor)
-    ]
+    places = tensor_places(segment)
 
     def run(values: Sequence[Any]) -> Sequence[Any]:
         feeds = {input_name(i): values[place].detach() for i, place in enumerate(places)}
