@@ -81,6 +81,8 @@ def show_report(console: Console, report: singlecard.VerifyReport) -> None:
     for name, value in facts.items():
         table.add_row(name, value)
     console.print(table)
+    for op, reason in report.fallback:
+        console.print(f"{op} stays in PyTorch: {reason}")
 
 
 def show_rankings(console: Console, expected: Tensor, found: Tensor) -> None:
@@ -103,7 +105,8 @@ def main() -> int:
 
     model = SentenceEncoder().eval()
     inputs = minilm_inputs(QUERIES + SENTENCES)
-    report = singlecard.verify(model, (), inputs, options=options)
+    with console.status(f"Lowering all-MiniLM-L6-v2 and building its engine for {given.target}"):
+        report = singlecard.verify(model, (), inputs, options=options)
     if given.again:
         console.print(f"A new process: {report.built} engines built, {report.engines} found.")
         return int(report.built > 0)

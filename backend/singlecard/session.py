@@ -24,6 +24,7 @@ from singlecard.options import Options
 from singlecard.partition import Fallback, Partition, Segment, divide
 from singlecard.passes import simplify
 from singlecard.precision.casts import lower_precision
+from singlecard.runtime.engine import EngineRunner
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.runners import Runner, eager_runner, reference_runner
 from singlecard.targets import check_types
@@ -141,10 +142,9 @@ class Session:
         if engine is not None:
             graph.engines.append(engine)
         if self.execution == "engine":
-            from singlecard.runtime.engine import engine_runner
-
             assert engine is not None
-            return segment, engine_runner(engine, lowered, segment)
+            instead = None if self.options.strict else eager_runner(program, segment)
+            return segment, EngineRunner(engine, lowered, segment, instead)
         return segment, reference_runner(lowered, segment)
 
     def _engine(self, lowered: Lowered, segment: Segment) -> Engine:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from singlecard.network.flavour import tensorrt
 from singlecard.reference import evaluate
-from torch import Tensor
 
 _NAMES = {
     torch.float32: "FLOAT",

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from singlecard.errors import EvaluationError
 from torch import Tensor
+
+from singlecard.errors import EvaluationError
 
 
 def add(sketch: Any, a: Any, b: Any) -> Any:

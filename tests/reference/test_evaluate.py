@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from singlecard.errors import EvaluationError
 from singlecard.network.inspect import view_network
 from singlecard.reference import evaluate

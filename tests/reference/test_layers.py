@@ -63,16 +63,28 @@ def test_a_convolution_in_three_dimensions(sketch: Any) -> None:
     torch.testing.assert_close(sketch.run(layer.get_output(0)), expected)
 
 
-def test_a_deconvolution_keeps_its_bias_where_no_input_reaches(sketch: Any) -> None:
-    """Output padding, which is negative padding to TensorRT, would be zero instead of the bias."""
-    x, kernel, bias = torch.randn(1, 4, 5, 5), torch.randn(4, 3, 2, 2), torch.randn(6)
+@pytest.mark.parametrize(("mode", "sides"), [("SAME_UPPER", (0, 1)), ("SAME_LOWER", (1, 0))])
+def test_padding_modes_of_a_deconvolution(sketch: Any, mode: str, sides: tuple[int, int]) -> None:
+    """A decoder would put its feature maps one element to the side."""
+    x, kernel, bias = torch.randn(1, 4, 5, 5), torch.randn(4, 3, 3, 3), torch.randn(6)
     weights = sketch.weights(kernel), sketch.weights(bias)
-    layer = sketch.add("deconvolution_nd", sketch.input(x), 6, (2, 2), *weights)
-    layer.stride_nd, layer.num_groups = (3, 3), 2
-    layer.pre_padding, layer.post_padding = (1, 1), (-1, -1)
-    whole = functional.conv_transpose2d(x, kernel, stride=3, groups=2)
-    expected = functional.pad(whole, (-1, 1, -1, 1)) + bias[:, None, None]
+    layer = sketch.add("deconvolution_nd", sketch.input(x), 6, (3, 3), *weights)
+    layer.stride_nd, layer.num_groups = (2, 2), 2
+    layer.padding_mode = sketch.trt.PaddingMode.__members__[mode]
+    whole = functional.conv_transpose2d(x, kernel, bias, stride=2, groups=2)
+    first, last = sides[0], 11 - sides[1]  # 11 elements are cut to 5 * 2
+    expected = whole[:, :, first:last, first:last]
     torch.testing.assert_close(sketch.run(layer.get_output(0)), expected)
+
+
+def test_a_deconvolution_is_cut_on_each_side(sketch: Any) -> None:
+    """Uneven padding of a decoder would be cut off on the wrong side."""
+    x, kernel = torch.randn(1, 2, 5, 5), torch.randn(2, 3, 4, 4)
+    layer = sketch.add("deconvolution_nd", sketch.input(x), 3, (4, 4), sketch.weights(kernel))
+    layer.dilation_nd = (2, 2)
+    layer.pre_padding, layer.post_padding = (1, 0), (2, 3)
+    whole = functional.conv_transpose2d(x, kernel, dilation=2)
+    torch.testing.assert_close(sketch.run(layer.get_output(0)), whole[:, :, 1:-2, :-3])
 
 
 @pytest.mark.parametrize("excludes", [True, False])
@@ -96,7 +108,9 @@ def test_blended_pooling(sketch: Any) -> None:
     torch.testing.assert_close(sketch.run(layer.get_output(0)), expected)
 
 
-@pytest.mark.parametrize(("mode", "name"), [("WRAP", "wrap"), ("CLAMP", "edge"), ("REFLECT", "reflect")])
+@pytest.mark.parametrize(
+    ("mode", "name"), [("WRAP", "wrap"), ("CLAMP", "edge"), ("REFLECT", "reflect")]
+)
 def test_slices_beyond_the_ends(sketch: Any, mode: str, name: Any) -> None:
     """Circular, replicated and reflected padding would be taken for one another."""
     x = torch.randn(2, 4)
@@ -138,10 +152,7 @@ def test_each_element_of_a_batch_gathers_with_its_own_indices(sketch: Any, axis:
     trt = sketch.trt
     layer = sketch.add("gather_v2", sketch.input(x), sketch.input(indices), trt.GatherMode.DEFAULT)
     layer.axis, layer.num_elementwise_dims = axis, 1
-    rows = [
-        x[i].index_select(axis - 1, indices[i].flatten()).unflatten(axis - 1, (2, 2))
-        for i in range(3)
-    ]
+    rows = [x[i, indices[i]] if axis == 1 else x[i][:, indices[i]] for i in range(3)]
     assert torch.equal(sketch.run(layer.get_output(0)), torch.stack(rows))
 
 
@@ -179,15 +190,15 @@ def test_version_one_of_normalization_scales_each_group(sketch: Any) -> None:
     """A network that the ONNX parser made would be scaled by the wrong vector."""
     x, scale, bias = torch.randn(2, 6, 4, 4), torch.randn(1, 2, 1, 1), torch.randn(1, 2, 1, 1)
     got = sketch.run(group_norm(sketch, "normalization", x, scale, bias))
-    wide = [vector.flatten().repeat_interleave(3) for vector in (scale, bias)]
-    torch.testing.assert_close(got, functional.group_norm(x, 2, *wide, 1e-3))
+    wide_scale, wide_bias = (vector.flatten().repeat_interleave(3) for vector in (scale, bias))
+    torch.testing.assert_close(got, functional.group_norm(x, 2, wide_scale, wide_bias, 1e-3))
 
 
 def test_half_precision_normalizes_in_single(sketch: Any) -> None:
     """Squares of large FP16 activations would overflow in the check, and not on the card."""
     x = (300 * torch.randn(2, 8)).half()
-    inputs = [sketch.input(x), *(sketch.constant(f((1, 8)).half()) for f in (torch.ones, torch.zeros))]
-    layer = sketch.add("normalization_v2", *inputs, 0b10)
+    ones, zeros = (sketch.constant(make((1, 8)).half()) for make in (torch.ones, torch.zeros))
+    layer = sketch.add("normalization_v2", sketch.input(x), ones, zeros, 0b10)
     got = sketch.run(layer.get_output(0))
     assert torch.equal(got, functional.layer_norm(x.float(), (8,)).half())
 

@@ -28,12 +28,13 @@ import pytest
 import torch
 from onnx import numpy_helper
 from onnx.backend.test import loader
+from torch import Tensor
+
 from singlecard.errors import EvaluationError
 from singlecard.network.flavour import tensorrt
 from singlecard.network.inspect import LayerView, NetworkView, view_network
 from singlecard.reference import evaluate
 from singlecard.reference.types import TORCH_DTYPES
-from torch import Tensor
 
 EXCEPTIONS: Mapping[str, str] = runpy.run_path(
     str(Path(__file__).with_name("onnx_node_exceptions.py"))

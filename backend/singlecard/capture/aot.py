@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from singlecard.capture import ops
 from singlecard.capture.program import Program
+from singlecard.capture.whole import keep_whole
 from singlecard.errors import CaptureError
 
 aten = torch.ops.aten
@@ -68,43 +69,6 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     return table
 
 
-def keep_attention_whole(graph: fx.Graph) -> None:
-    """Replace `scaled_dot_product_attention` by our own op where its meaning is the same.
-
-    Before:  F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=..., enable_gqa=...)
-    After:   singlecard::attention(q, k, v, mask, causal, scale, enable_gqa)
-    """
-    if any(
-        "autocast" in getattr(node.target, "__name__", "")
-        for node in graph.nodes
-        if node.op == "call_function"
-    ):
-        return  # inside an autocast region the dispatcher chooses attention's types
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
-    for node in graph.find_nodes(
-        op="call_function", target=torch.nn.functional.scaled_dot_product_attention
-    ):
-        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-        if given.get("dropout_p", 0.0) != 0.0:
-            continue
-        with graph.inserting_before(node):
-            whole = graph.call_function(
-                ops.attention,
-                (
-                    given["query"],
-                    given["key"],
-                    given["value"],
-                    given.get("attn_mask"),
-                    given.get("is_causal", False),
-                    given.get("scale"),
-                    given.get("enable_gqa", False),
-                ),
-            )
-        whole.meta = dict(node.meta)
-        node.replace_all_uses_with(whole)
-        graph.erase_node(node)
-
-
 def is_frozen(node: fx.Node, example: Any) -> bool:
     """Tell whether a graph input of Dynamo's is a parameter or buffer of the model."""
     if isinstance(example, torch.nn.Parameter):
@@ -125,7 +89,7 @@ def capture(
     belong to another instance of the same module, lead to another Program.
     """
     copy = fx.GraphModule(module, copy_graph(module.graph))
-    keep_attention_whole(copy.graph)
+    keep_whole(copy.graph)
     copy.recompile()
     placeholders = module.graph.find_nodes(op="placeholder")
     static = [
@@ -209,6 +173,8 @@ def program_from_aot(original: fx.GraphModule, frozen: dict[int, torch.Tensor]) 
     """
     module = fx.GraphModule(original, copy_graph(original.graph))
     graph = module.graph
+    for node in graph.find_nodes(op="call_function", target=ops.linear):
+        node.target = aten.linear.default  # kept whole: from here on PyTorch's own op says it
     placeholders = graph.find_nodes(op="placeholder")
     place = {node: index for index, node in enumerate(placeholders)}
     mutated: dict[int, fx.Node] = {}

@@ -1,4 +1,4 @@
-"""Ops of our own that keep attention and RMSNorm whole through AOTAutograd.
+"""Ops of our own that keep attention, linear layers and RMSNorm whole through AOTAutograd.
 
 PyTorch's `scaled_dot_product_attention` becomes a different op on every device once AOTAutograd
 has seen it. These stand-ins do not, so that a capture on a CPU and one on a GPU are the same
@@ -15,6 +15,7 @@ _library.define(
     "attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool is_causal,"
     " float? scale, bool enable_gqa) -> Tensor"
 )
+_library.define("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
 _library.define("rms_norm(Tensor input, Tensor? weight, float eps) -> Tensor")
 
 
@@ -45,6 +46,18 @@ def _attention_fake(
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
+def _linear(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    return F.linear(input, weight, bias).contiguous()
+
+
+def _linear_fake(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    return input.new_empty((*input.shape[:-1], weight.shape[0]))
+
+
 def _rms_norm(input: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
     x = input.float()
     normal = (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)).to(input.dtype)
@@ -56,9 +69,12 @@ def _rms_norm_fake(input: torch.Tensor, weight: torch.Tensor | None, eps: float)
 
 
 _library.impl("attention", _attention, "CompositeExplicitAutograd")
+_library.impl("linear", _linear, "CompositeExplicitAutograd")
 _library.impl("rms_norm", _rms_norm, "CompositeExplicitAutograd")
 torch.library.register_fake("singlecard::attention", _attention_fake, lib=_library)
+torch.library.register_fake("singlecard::linear", _linear_fake, lib=_library)
 torch.library.register_fake("singlecard::rms_norm", _rms_norm_fake, lib=_library)
 
 attention = torch.ops.singlecard.attention.default
+linear = torch.ops.singlecard.linear.default
 rms_norm = torch.ops.singlecard.rms_norm.default

@@ -175,7 +175,10 @@ class _Reader:
         )
         outputs = tuple(self._tensor(raw.get_output(i)) for i in range(raw.num_outputs))
         raw.__class__ = getattr(tensorrt(), fields.class_name)
-        attributes = {role: _plain(_get(raw, role)) for role in _readable(fields)}
+        attributes = {
+            role: None if _is_given(inputs, place) else _plain(_get(raw, role))
+            for role, place in _readable(fields)
+        }
         weights = {}
         for role in fields.weights:
             value = getattr(raw, role)
@@ -196,28 +199,37 @@ class _Reader:
         return owner
 
 
+def _is_given(inputs: tuple[TensorView | None, ...], place: int | None) -> bool:
+    return place is not None and place < len(inputs) and inputs[place] is not None
+
+
 def _attention_attributes(
     attention: Any, inputs: tuple[TensorView | None, ...]
 ) -> dict[str, Plain]:
     attributes: dict[str, Plain] = {}
-    for role in _readable(ATTENTION_FIELDS):
+    for role, _ in _readable(ATTENTION_FIELDS):
         # Without a scale there is no type to quantize to, and asking for it writes to the log.
-        unset = role == "normalization_quantize_to_type" and (len(inputs) < 5 or inputs[4] is None)
+        unset = role == "normalization_quantize_to_type" and not _is_given(inputs, 4)
         attributes[role] = None if unset else _plain(_get(attention, role))
     return attributes
 
 
 @functools.cache
-def _readable(fields: LayerFields) -> tuple[str, ...]:
-    """The attributes that the installed TensorRT has: older ones lack some."""
-    layer_class = getattr(tensorrt(), fields.class_name)
-    return tuple(role for role in fields.attributes if hasattr(layer_class, role))
+def _readable(fields: LayerFields) -> tuple[tuple[str, int | None], ...]:
+    """The attributes that the installed TensorRT has, with the input that can replace each.
+
+    Older versions lack some.
+    """
+    layer_class, by_input = getattr(tensorrt(), fields.class_name), dict(fields.by_input)
+    return tuple(
+        (role, by_input.get(role)) for role in fields.attributes if hasattr(layer_class, role)
+    )
 
 
 def _get(raw: Any, role: str) -> Any:
     try:
         value = getattr(raw, role)
-    except RuntimeError:  # Set by an input tensor instead, or not set at all.
+    except RuntimeError:  # A block shape that is not set.
         return None
     return value() if callable(value) else value
 

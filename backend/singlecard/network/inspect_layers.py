@@ -23,6 +23,8 @@ class LayerFields:
         weights: arrays, read as views of their memory.
         owner: the loop, conditional or attention that a boundary layer belongs to.
         left_out: what is not read, since another field or an input of the layer already tells it.
+        by_input: attributes that an input takes the place of, with the index of that input. While
+            it is given they mean nothing, and asking for some of them writes an error to the log.
         opaque: TensorRT does not let the whole meaning of such a layer be read back.
     """
 
@@ -31,6 +33,7 @@ class LayerFields:
     weights: tuple[str, ...] = ()
     owner: str | None = None
     left_out: tuple[str, ...] = ()
+    by_input: tuple[tuple[str, int], ...] = ()
     opaque: bool = False
 
 
@@ -71,6 +74,7 @@ LAYER_FIELDS: Mapping[str, LayerFields] = MappingProxyType(
         "FILL": LayerFields(
             "IFillLayer",
             ("operation", "shape", "alpha", "beta", "is_alpha_beta_int64", "to_type"),
+            by_input=(("shape", 0), ("alpha", 1), ("beta", 2), ("is_alpha_beta_int64", 1)),
         ),
         "GATHER": LayerFields("IGatherLayer", ("axis", "mode", "num_elementwise_dims")),
         "GRID_SAMPLE": LayerFields(
@@ -138,6 +142,7 @@ LAYER_FIELDS: Mapping[str, LayerFields] = MappingProxyType(
                 "exclude_outside",
                 "cubic_coeff",
             ),
+            by_input=(("shape", 1), ("scales", 1)),
         ),
         "REVERSE_SEQUENCE": LayerFields("IReverseSequenceLayer", ("batch_axis", "sequence_axis")),
         "ROTARY_EMBEDDING": LayerFields(
@@ -150,11 +155,18 @@ LAYER_FIELDS: Mapping[str, LayerFields] = MappingProxyType(
         "SHUFFLE": LayerFields(
             "IShuffleLayer",
             ("first_transpose", "reshape_dims", "second_transpose", "zero_is_placeholder"),
+            by_input=(("reshape_dims", 1),),
         ),
-        "SLICE": LayerFields("ISliceLayer", ("start", "shape", "stride", "axes", "mode")),
+        "SLICE": LayerFields(
+            "ISliceLayer",
+            ("start", "shape", "stride", "axes", "mode"),
+            by_input=(("start", 1), ("shape", 2), ("stride", 3), ("axes", 5)),
+        ),
         "SOFTMAX": LayerFields("ISoftMaxLayer", ("axes",)),
         "SQUEEZE": LayerFields("ISqueezeLayer"),
-        "TOPK": LayerFields("ITopKLayer", ("op", "k", "axes", "indices_type")),
+        "TOPK": LayerFields(
+            "ITopKLayer", ("op", "k", "axes", "indices_type"), by_input=(("k", 1),)
+        ),
         "TRIP_LIMIT": LayerFields("ITripLimitLayer", ("kind",), owner="loop"),
         "UNARY": LayerFields("IUnaryLayer", ("op",)),
         "UNSQUEEZE": LayerFields("IUnsqueezeLayer"),

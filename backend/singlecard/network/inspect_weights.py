@@ -33,7 +33,9 @@ class WeightView:
     Attributes:
         dtype: the type's name, such as ``float16`` or ``int4``.
         count: the number of elements; 4-bit elements lie two to a byte, the first in the low bits.
-        address: where the first element lies; 0 for a placeholder without values.
+        address: where the first element lies. For weights that were added as a null pointer with a
+            count, TensorRT-RTX 1.7 makes up an address that must not be read and cannot be told
+            from a real one.
     """
 
     dtype: str
@@ -47,8 +49,8 @@ class WeightView:
 
     @property
     def data(self) -> memoryview:
-        """The bytes, read only and not copied; empty for a placeholder without values."""
-        if not self.address or not self.count:
+        """The bytes, read only and not copied."""
+        if not self.count:
             return memoryview(b"")
         raw = (ctypes.c_ubyte * self.nbytes).from_address(self.address)
         return memoryview(raw).cast("B").toreadonly()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch._functorch.compile_utils import fx_graph_cse
-
 from singlecard.capture.program import Program
 from singlecard.passes.attention_bias import (
     drop_key_bias,
@@ -12,6 +10,7 @@ from singlecard.passes.attention_bias import (
     push_bias_through_split,
 )
 from singlecard.passes.batch_norm import fold_batch_norm
+from singlecard.passes.common import merge_common
 from singlecard.passes.constants import fold_constants
 from singlecard.passes.linear import unflatten_product
 from singlecard.passes.neutral import drop_neutral, drop_zero_bias
@@ -42,10 +41,9 @@ def simplify(program: Program) -> Program:
     program.graph.eliminate_dead_code()
     apply_rules(program, RULES)
     fold_constants(program)
-    program.module.graph = fx_graph_cse(program.graph)
+    merge_common(program)
     program.graph.eliminate_dead_code()
     apply_rules(program, (drop_identity,))
-    program.module.recompile()
     return program
 
 

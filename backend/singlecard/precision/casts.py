@@ -47,7 +47,6 @@ def lower_precision(
         stays: tells of an op whether it keeps its types (what eager PyTorch will run).
     """
     _Lowering(program, dtype, stays).run()
-    program.module.recompile()
     return program
 
 

@@ -57,17 +57,7 @@ def deconvolution(call: Call) -> Tensor:
         x, kernel, bias, stride, groups=groups, dilation=dilation
     )
     crop = _deconvolution_crop(call, x.shape[2:], whole.shape[2:], stride)
-    beyond = [(max(-pre, 0), max(-post, 0)) for pre, post in crop]
-    if bias is not None and any(map(any, beyond)):
-        # Where no input reaches, the result is the bias and not zero.
-        whole = pad_spatial(whole - _per_channel(bias, whole), beyond) + _per_channel(bias, whole)
-    else:
-        whole = pad_spatial(whole, beyond)
-    return pad_spatial(whole, [(-max(pre, 0), -max(post, 0)) for pre, post in crop])
-
-
-def _per_channel(bias: Tensor, like: Tensor) -> Tensor:
-    return bias.reshape(-1, *[1] * (like.dim() - 2))
+    return pad_spatial(whole, [(-before, -after) for before, after in crop])
 
 
 def _deconvolution_crop(

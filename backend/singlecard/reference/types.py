@@ -10,7 +10,6 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from singlecard.errors import EvaluationError
 from singlecard.network.inspect_weights import WeightView
 
 #: Types that torch lacks are held in a wider one: INT4 as its integers, FP4 and E8M0 as their
@@ -74,17 +73,9 @@ def round_to_fp4(value: Tensor) -> Tensor:
 
 
 def tensor_from_weights(weights: WeightView, device: torch.device) -> Tensor:
-    """Return the elements of ``weights`` in a row, on CPU without a copy where torch has the type.
-
-    Raises:
-        EvaluationError: the weights are a placeholder without values.
-    """
+    """Return the elements of ``weights`` in a row, not copied on CPU where torch has the type."""
     if not weights.count:
         return torch.empty(0, dtype=TORCH_DTYPES[weights.dtype], device=device)
-    if not weights.address:
-        raise EvaluationError(
-            "the weights are a placeholder without values: evaluate the network with its weights"
-        )
     raw = (ctypes.c_ubyte * weights.nbytes).from_address(weights.address)
     if weights.dtype == "int4":
         return (_nibbles(raw, weights.count).to(torch.int8).bitwise_xor_(8) - 8).to(device)

@@ -55,7 +55,7 @@ def attention(
 
     Written out and not as an attention layer: the builder fuses both to the same kernel, but only
     the written-out form also takes masks, causal order and the heads' transposes into it
-    (docs/measurements.md has the counts).
+    (docs/forms.md has the counts).
     """
     heads = query.shape[1]
     key, value = (_repeat_heads(net, x, heads) for x in (key, value))

@@ -1,0 +1,25 @@
+# `make demo` and `make test` each set up .venv with all that they need, and may be run again.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed-examples
+	$(BIN)/python examples/sentence_embeddings.py
+
+# One torch thread for each of the two workers: more only wait for each other.
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.venv/installed-%: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e ".[$*]"
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,1 @@
+"""Calibration for singlecard. This version has none yet: the package is empty."""

@@ -1,0 +1,159 @@
+"""One call of an op through the real pipeline: captured, lowered, evaluated, compared with eager.
+
+Dynamo is left out: it takes most of the time and changes nothing for a graph of one call. All the
+rest is the product's own: AOTAutograd with our decompositions, passes, partition, lowering, and the
+reference evaluator. Engines are built only where asked for.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from singlecard.capture.aot import capture
+from singlecard.network.building import build_plan
+from singlecard.options import Options
+from singlecard.session import Session
+from torch import fx
+from torch._subclasses import fake_tensor
+from torch.fx.experimental import symbolic_shapes
+from torch.utils import _pytree as pytree
+
+from tests.ops.tolerances import difference
+
+#: What PyTorch's own tracing raises where no compiler can capture a graph: the call stays in eager.
+NOT_CAPTURED = (
+    fake_tensor.DynamicOutputShapeException,
+    fake_tensor.DataDependentOutputException,
+    fake_tensor.UnsupportedOperatorException,
+    symbolic_shapes.GuardOnDataDependentSymNode,
+)
+
+LOWERED, EAGER, WRONG, RAISED = "lowered", "eager", "wrong", "raised"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one call: its state, and a sentence why unless it was lowered."""
+
+    state: str
+    reason: str = ""
+
+
+def graph_of_call(function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Return a graph of one call, the tensors it takes, and where its outputs' structure is kept.
+
+    Attention is called by name, as Dynamo's graphs call it, so that capture finds it.
+    """
+    leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    structure: list[Any] = []
+    graph = fx.Graph()
+    inputs = [graph.placeholder(f"input_{place}") for place in places]
+
+    def flatten(value: Any) -> list[Any]:
+        flat, out_spec = pytree.tree_flatten(value)
+        structure[:] = [out_spec]
+        return flat
+
+    if function is torch.nn.functional.scaled_dot_product_attention:
+        filled = list(leaves)
+        for place, node in zip(places, inputs, strict=True):
+            filled[place] = node
+        new_args, new_kwargs = pytree.tree_unflatten(filled, spec)
+        result = graph.call_function(function, tuple(new_args), new_kwargs)
+        graph.output((result,))
+        structure[:] = [pytree.tree_structure(0)]
+    else:
+
+        def op(*tensors: torch.Tensor) -> list[Any]:
+            filled = list(leaves)
+            for place, tensor in zip(places, tensors, strict=True):
+                filled[place] = tensor
+            new_args, new_kwargs = pytree.tree_unflatten(filled, spec)
+            return flatten(function(*new_args, **new_kwargs))
+
+        graph.output(graph.call_function(op, tuple(inputs)))
+    return fx.GraphModule({}, graph), [leaves[place] for place in places], structure
+
+
+def copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+@torch.no_grad()
+def run_call(
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    build: bool = False,
+) -> Outcome:
+    """Lower one call and compare its answers, and what it writes to its inputs, with eager's.
+
+    Args:
+        function: anything that takes tensors.
+        args: its arguments; they are copied, and not changed.
+        kwargs: its keyword arguments.
+        build: whether each network is also given to the real builder.
+    """
+    module, tensors, structure = graph_of_call(function, args, kwargs or {})
+    eager_inputs, inputs = copies(tensors), copies(tensors)
+    try:
+        expected = module(*eager_inputs)
+    except Exception as error:
+        return Outcome(EAGER, f"eager PyTorch raises: {first_line(error)}")
+    eager_structure = list(structure)
+    session = Session(Options(), "reference", build=False)
+    try:
+        compiled = capture(module, copies(tensors), _compiler(session, build))
+        outputs = compiled(*inputs)
+    except NOT_CAPTURED as error:
+        return Outcome(EAGER, f"no graph can be captured: {first_line(error)}")
+    except Exception as error:
+        return Outcome(RAISED, f"{type(error).__name__}: {first_line(error)}")
+    if structure != eager_structure:
+        return Outcome(WRONG, "the outputs have another structure")
+    wrong = difference([*outputs, *inputs], [*expected, *eager_inputs])
+    if wrong:
+        return Outcome(WRONG, wrong)
+    fallback = [item for graph in session.graphs for item in graph.fallback]
+    if fallback:
+        return Outcome(EAGER, fallback[0].reason)
+    return Outcome(LOWERED)
+
+
+def _compiler(session: Session, build: bool) -> Callable[[Any], Any]:
+    """Return the session's compiler, or one that also hands every network to the builder."""
+    if not build:
+        return session.compile
+    import singlecard.session as sessions
+
+    original = sessions.lower
+
+    def lower_and_build(program: Any, segment: Any) -> Any:
+        lowered = original(program, segment)
+        with tempfile.TemporaryDirectory() as folder, Path(folder, "plan").open("wb") as file:
+            build_plan(lowered.net, lowered.profiles, session.settings, file)
+        return lowered
+
+    def compile_program(program: Any) -> Any:
+        sessions.lower = lower_and_build
+        try:
+            return session.compile(program)
+        finally:
+            sessions.lower = original
+
+    return compile_program
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's first line, without addresses that change from run to run."""
+    text = str(error).strip()
+    line = text.splitlines()[0] if text else type(error).__name__
+    return re.sub(r"0x[0-9a-f]+", "0x...", line)
