@@ -24,11 +24,15 @@ if TYPE_CHECKING:
         TargetError,
     )
     from singlecard.options import Options
-    from singlecard.report.explain import explain
-    from singlecard.report.verify import verify
+    from singlecard.report.explain import Explanation, explain
+    from singlecard.report.verify import VerifyReport, verify
+    from singlecard.warning import SinglecardWarning
 
 _HOMES = {
+    "Explanation": "singlecard.report.explain",
     "Options": "singlecard.options",
+    "SinglecardWarning": "singlecard.warning",
+    "VerifyReport": "singlecard.report.verify",
     "explain": "singlecard.report.explain",
     "verify": "singlecard.report.verify",
     **dict.fromkeys(
@@ -54,6 +58,7 @@ __all__ = [
     "CacheError",
     "CaptureError",
     "EvaluationError",
+    "Explanation",
     "FlavourError",
     "LoweringError",
     "ModelError",
@@ -61,7 +66,9 @@ __all__ = [
     "Options",
     "RuntimeFailure",
     "SinglecardError",
+    "SinglecardWarning",
     "TargetError",
+    "VerifyReport",
     "explain",
     "verify",
 ]

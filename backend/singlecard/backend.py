@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,19 +13,11 @@ from torch import fx
 from singlecard.capture.aot import capture
 from singlecard.errors import CaptureError, RuntimeFailure
 from singlecard.options import Options
-from singlecard.runtime.device import card_refusal
+from singlecard.runtime.device import card_refusal, target_of
 from singlecard.session import Graph, Session
+from singlecard.warning import warn_once
 
 log = logging.getLogger("singlecard")
-
-
-class SinglecardWarning(UserWarning):
-    """A model runs, but not on an engine."""
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    warnings.warn(text, SinglecardWarning, stacklevel=2)
 
 
 def compile_graph(
@@ -48,7 +39,7 @@ def compile_graph(
     """
     chosen = Options.parse({**dict(options or {}), **unknown} if unknown else options)
     if _needs_gradients(examples):
-        _warn_once(
+        warn_once(
             "singlecard compiles inference only: a graph that needs gradients runs in eager "
             "PyTorch. Call the model inside torch.no_grad() or torch.inference_mode()"
         )
@@ -57,6 +48,9 @@ def compile_graph(
     build = execution == "engine" or bool(chosen.targets)
     if execution == "eager" and not build:
         return module.forward
+    if execution == "engine" and chosen.targets is None:
+        device = next(x.device for x in examples if isinstance(x, torch.Tensor) and x.is_cuda)
+        chosen = dataclasses.replace(chosen, targets=(target_of(device),))
     session = Session(chosen, execution, build)
     return compile_in(session, module, examples)
 
@@ -94,5 +88,5 @@ def _execution(options: Options, examples: Sequence[Any]) -> str:
         return "engine"
     if options.execution == "engine":
         raise RuntimeFailure(f"execution='engine' is not possible: {refusal}")
-    _warn_once(f"{refusal}: the model runs in eager PyTorch")
+    warn_once(f"{refusal}: the model runs in eager PyTorch")
     return "eager"

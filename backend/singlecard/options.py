@@ -33,8 +33,8 @@ class Options:
             or with ``build`` on the command line a portable engine (Ampere and later).
         execution: ``"auto"`` runs engines on a card that the flavour supports and eager PyTorch
             elsewhere; ``"engine"`` insists on the card; ``"reference"`` runs the network's
-            arithmetic with PyTorch ops, on any device; ``"eager"`` lowers and builds, and answers
-            with PyTorch.
+            arithmetic with PyTorch ops, on any device; ``"eager"`` builds engines where targets
+            are given, and answers with PyTorch.
         strict: raise instead of leaving a part of the model to eager PyTorch.
         cache_dir: folder of built engines. None: ``SINGLECARD_CACHE`` or the user's cache folder.
         min_block_size: an engine with fewer ops than this is left to eager PyTorch.

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.utils import _pytree as pytree
 
 from singlecard.backend import compile_in
-from singlecard.errors import OptionError
+from singlecard.errors import OptionError, SinglecardError
 from singlecard.session import Session
 
 _serial = itertools.count(1)
@@ -89,11 +90,20 @@ def _bounds(span: Any, where: str) -> tuple[int | None, int | None]:
 def run_compiled(
     session: Session, module: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
-    """Run ``module`` once through a session; return what it answers."""
+    """Run ``module`` once through a session; return what it answers.
+
+    Raises:
+        SinglecardError: what singlecard itself raised while compiling.
+    """
 
     def backend(graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
         return compile_in(session, graph, examples)
 
     limits = {"recompile_limit": 64, "accumulated_recompile_limit": 4096}
-    with torch.no_grad(), torch._dynamo.config.patch(limits):
-        return torch.compile(fresh_call(module), backend=backend)(*args, **kwargs)
+    try:
+        with torch.no_grad(), torch._dynamo.config.patch(limits):
+            return torch.compile(fresh_call(module), backend=backend)(*args, **kwargs)
+    except BackendCompilerFailed as error:  # Dynamo's envelope around an error of ours
+        if isinstance(error.inner_exception, SinglecardError):
+            raise error.inner_exception from error
+        raise

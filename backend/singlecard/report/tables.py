@@ -1,0 +1,114 @@
+"""Tables for the terminal: what `verify`, `explain` and the command line print."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from singlecard.engine.build import Engine
+from singlecard.engine.plan_report import PlanReport
+from singlecard.partition import Fallback
+from singlecard.report.plan_rows import FallbackRow, Grid, format_bytes
+from singlecard.report.render import fallback_table, table_of
+from singlecard.report.verify import VerifyReport
+
+#: Digits of a digest that are shown, and that name an engine among a user's.
+SHOWN_DIGITS = 12
+
+
+def text_of(renderable: RenderableType) -> str:
+    """Return what would be printed, without colours, as wide as the terminal."""
+    console = Console(width=shutil.get_terminal_size((100, 24)).columns, color_system=None)
+    with console.capture() as captured:
+        console.print(renderable)
+    lines = captured.get().splitlines()
+    return "\n".join(line.rstrip() for line in lines).strip("\n")
+
+
+def facts_table(title: str, rows: Iterable[tuple[str, str, str]]) -> Table:
+    """Return named values: what it is, its value, a remark that may be ""."""
+    table = Table(box=None, show_header=False, title=Text(title), title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_column(style="dim", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def fallback_rows(fallback: Iterable[Fallback]) -> list[FallbackRow]:
+    """Return the ops left to PyTorch, most frequent first, those of one reason and line once."""
+    counts = Counter((item.op, item.reason, item.line) for item in fallback)
+    return [
+        FallbackRow(op, reason, times, line) for (op, reason, line), times in counts.most_common()
+    ]
+
+
+def verify_table(report: VerifyReport, limit: float | None = None) -> RenderableType:
+    """Return a verification as a table.
+
+    Args:
+        report: what `verify` found.
+        limit: the largest relative L2 error that passes, if there is one.
+    """
+    verdict = report.mismatch or (f"at most {limit:.1e} passes" if limit is not None else "")
+    rows = [
+        ("ops lowered", *lowered_text(report.coverage, report.ops)),
+        ("engines", *engines_text(report.engines, report.built)),
+        *size_rows(report.plans),
+        ("relative L2 error", f"{report.relative_l2:.2e}", verdict),
+        ("largest difference", f"{report.max_abs_error:.2e}", "absolute"),
+        ("", f"{report.max_rel_error:.2e}", "relative to the largest value of its output"),
+        ("time", f"{report.timings.get('total', 0.0):.1f} s", built_text(report.timings)),
+    ]
+    left_out = fallback_rows(Fallback(op, reason) for op, reason in report.fallback)
+    table = facts_table("Verification against eager PyTorch", rows)
+    return Group(table, fallback_table(left_out)) if left_out else table
+
+
+def lowered_text(coverage: float, ops: int) -> tuple[str, str]:
+    left = ops - round(coverage * ops)
+    return f"{coverage:.0%} of {ops}", f"{left} left to PyTorch" if left else ""
+
+
+def engines_text(count: int, built: int) -> tuple[str, str]:
+    return str(count), f"{built} built now, {count - built} found in the cache"
+
+
+def built_text(timings: dict[str, float]) -> str:
+    seconds = timings.get("build", 0.0)
+    return f"of which {seconds:.1f} s for engines" if seconds else ""
+
+
+def size_rows(plans: Sequence[PlanReport]) -> list[tuple[str, str, str]]:
+    """Return kernels, size and scratch of all engines together; engines share scratch memory."""
+    if not plans:
+        return []
+    return [
+        ("kernels", str(sum(plan.kernel_count for plan in plans)), ""),
+        ("engine size", format_bytes(sum(plan.engine_bytes for plan in plans)), "on disk"),
+        ("scratch", format_bytes(max(plan.scratch_bytes for plan in plans)), "of the largest"),
+    ]
+
+
+def engines_table(engines: Sequence[Engine], targets: str) -> Table:
+    """Return one row for each engine that was built or found."""
+    rows = [
+        (
+            engine.digest[:SHOWN_DIGITS],
+            f"built in {engine.seconds:.1f} s" if engine.built else "found",
+            targets,
+            str(engine.report.kernel_count),
+            format_bytes(engine.report.engine_bytes),
+            format_bytes(engine.report.scratch_bytes),
+            str(engine.plan.parent),
+        )
+        for engine in engines
+    ]
+    columns = ("engine", "", "targets", "kernels>", "size>", "scratch>", "folder")
+    return table_of(Grid("Engines", columns, tuple(rows)))
