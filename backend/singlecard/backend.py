@@ -25,7 +25,6 @@ def compile_graph(
     examples: Sequence[Any],
     *,
     options: Mapping[str, Any] | Options | None = None,
-    **unknown: Any,
 ) -> Callable[..., Any]:
     """Compile one graph of Dynamo's: the entry point ``torch_dynamo_backends: singlecard``.
 
@@ -37,7 +36,7 @@ def compile_graph(
     Raises:
         OptionError: an option is not valid.
     """
-    chosen = Options.parse({**dict(options or {}), **unknown} if unknown else options)
+    chosen = Options.parse(options)
     if _needs_gradients(examples):
         warn_once(
             "singlecard compiles inference only: a graph that needs gradients runs in eager "

@@ -49,7 +49,7 @@ class CacheError(SinglecardError, OSError):
 
 
 class EvaluationError(SinglecardError):
-    """The reference evaluator met a layer whose meaning is not defined, or feeds that do not fit."""
+    """The reference evaluator met a layer without a defined meaning, or feeds that do not fit."""
 
 
 class ModelError(SinglecardError):

@@ -85,7 +85,6 @@ class Options:
         return cls(**values)
 
 
-
 def _check_number(values: Mapping[str, Any], key: str, low: int) -> None:
     value = values.get(key)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):

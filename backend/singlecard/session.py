@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import fx
@@ -87,7 +86,7 @@ class Session:
             options.targets or (), options.precision == "tf32", options.workspace_bytes
         )
 
-    def compile(self, program: Program) -> Callable[[Sequence[Any]], list[Any]]:
+    def compile(self, program: Program) -> Executable:
         """Compile a Program; return what runs it.
 
         Raises:

@@ -81,6 +81,18 @@ def test_half_precision_sums_in_single(sketch: Any) -> None:
     assert torch.equal(sketch.run(layer.get_output(0)), (a.float() @ b.float()).half())
 
 
+def test_settings_of_the_caller_do_not_reach_the_arithmetic(sketch: Any) -> None:
+    """In a script that trains with autocast, the check would compare with rounded sums."""
+    trt, a, b = sketch.trt, torch.randn(4, 64), torch.randn(64, 4)
+    none = trt.MatrixOperation.NONE
+    layer = sketch.add("matrix_multiply", sketch.input(a), none, sketch.input(b), none)
+    precision = torch.get_float32_matmul_precision()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = sketch.run(layer.get_output(0))
+    torch.testing.assert_close(got, a @ b)
+    assert torch.get_float32_matmul_precision() == precision
+
+
 def test_bfloat16_constants_are_read_without_numpy(sketch: Any) -> None:
     """BF16 models could not be checked at all, since NumPy has no such type."""
     values = torch.tensor([1.0, -2.5, 3.140625]).bfloat16()

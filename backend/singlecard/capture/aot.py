@@ -97,24 +97,24 @@ def capture(
         for node, example in zip(placeholders, examples, strict=True)
     ]
 
-    def inner(graph_module: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-        frozen = _frozen_values(graph_module, copy, static)
+    def inner(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        frozen = _frozen_values(gm, copy, static)
         with _disable_current_modes():  # Dynamo calls inside a fake mode; weights are real
-            variants = [compile_program(program_from_aot(graph_module, frozen))]
+            variants = [compile_program(program_from_aot(gm, frozen))]
 
         def run(args: Sequence[Any]) -> list[Any]:
             for variant in variants:
                 if variant.is_current(args):
                     return variant(args)
             fresh = {place: args[place] for place in frozen}
-            variants.insert(0, compile_program(program_from_aot(graph_module, fresh)))
+            variants.insert(0, compile_program(program_from_aot(gm, fresh)))
             del variants[VARIANTS:]
             return variants[0](args)
 
         run._boxed_call = True  # type: ignore[attr-defined]  # AOTAutograd hands over one list
         return run
 
-    return aot_module_simplified(  # type: ignore[no-any-return]
+    return aot_module_simplified(
         copy,
         examples,
         fw_compiler=inner,
@@ -139,16 +139,14 @@ def _frozen_values(
     module: fx.GraphModule, owner: fx.GraphModule, static: Sequence[torch.Tensor | None]
 ) -> dict[int, torch.Tensor]:
     """Return the tensors that AOTAutograd's placeholders stand for, where they are weights."""
-    written = {
-        node.args[0] for node in module.graph.find_nodes(op="call_function", target=COPY)
-    }
+    written = {node.args[0] for node in module.graph.find_nodes(op="call_function", target=COPY)}
     frozen: dict[int, torch.Tensor] = {}
     for place, node in enumerate(module.graph.find_nodes(op="placeholder")):
         if node in written:
             continue
         desc = node.meta.get("desc")
         kind = type(desc).__name__
-        value = None
+        value: Any = None
         if kind in ("ParamAOTInput", "BufferAOTInput"):
             value = functools.reduce(getattr, desc.target.split("."), owner)
         elif kind == "PlainAOTInput":

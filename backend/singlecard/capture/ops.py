@@ -46,9 +46,7 @@ def _attention_fake(
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
-def _linear(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
+def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return F.linear(input, weight, bias).contiguous()
 
 

@@ -105,7 +105,7 @@ PATH_KEYS = ("nn_module_stack", "stack_trace", "original_aten", "from_node")
 
 
 def module_path(node: fx.Node) -> str:
-    """Return the path of the module that an op comes from, such as ``encoder.layer.0.attention``."""
+    """Return the path of the module that an op comes from: ``encoder.layer.0.attention``."""
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""

@@ -149,7 +149,9 @@ class Cache:
         """
         self.open()
         try:
-            temporary = Path(tempfile.mkdtemp(prefix=f"{digest[:16]}.", suffix=".tmp", dir=self.folder))
+            temporary = Path(
+                tempfile.mkdtemp(prefix=f"{digest[:16]}.", suffix=".tmp", dir=self.folder)
+            )
         except OSError as error:
             raise self._unusable(error.strerror or str(error)) from error
         try:

@@ -29,7 +29,7 @@ def type_name(dtype: torch.dtype) -> str:
 
 
 @dataclass(frozen=True)
-class dtype:  # noqa: N801 - reads as a word in declarations
+class dtype:
     """Limits on the element type of the tensor argument ``name``."""
 
     name: str
@@ -62,7 +62,7 @@ class dtype:  # noqa: N801 - reads as a word in declarations
 
 
 @dataclass(frozen=True)
-class rank:  # noqa: N801 - reads as a word in declarations
+class rank:
     """Limits on the number of dimensions of the tensor argument ``name``."""
 
     name: str
@@ -81,7 +81,7 @@ class rank:  # noqa: N801 - reads as a word in declarations
 
 
 @dataclass(frozen=True)
-class arg:  # noqa: N801 - reads as a word in declarations
+class arg:
     """Limits on the value of the argument ``name``."""
 
     name: str
@@ -125,7 +125,9 @@ class arg:  # noqa: N801 - reads as a word in declarations
         def refusal(call: Call) -> str | None:
             for value in tensors_in(call.values[self.name]):
                 if any(isinstance(size, torch.SymInt) for size in value.shape):
-                    return f"{call.op} needs a static shape for {self.name}, got {list(value.shape)}"
+                    return (
+                        f"{call.op} needs a static shape for {self.name}, got {list(value.shape)}"
+                    )
             return None
 
         return Condition(f"`{self.name}` has a static shape", refusal)

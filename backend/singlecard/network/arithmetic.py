@@ -1,4 +1,4 @@
-"""Element-by-element operations of the network facade, with PyTorch's promotion and broadcasting."""
+"""Element-by-element operations of the network facade, with PyTorch's promotion of types."""
 
 from __future__ import annotations
 

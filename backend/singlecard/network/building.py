@@ -15,9 +15,14 @@ from singlecard.network.net import Net
 class Ranged(Protocol):
     """The range of a dynamic input."""
 
-    smallest: tuple[int, ...]
-    usual: tuple[int, ...]
-    largest: tuple[int, ...]
+    @property
+    def smallest(self) -> tuple[int, ...]: ...
+
+    @property
+    def usual(self) -> tuple[int, ...]: ...
+
+    @property
+    def largest(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)

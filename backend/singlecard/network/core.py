@@ -37,7 +37,7 @@ class Core:
 
     @contextmanager
     def scope(self, path: str) -> Iterator[None]:
-        """Name the layers made inside after ``path``: ``<module path>/<op>``, the path may be ''."""
+        """Name the layers made inside after ``path``: ``<module path>/<op>``."""
         outer, self._scope = self._scope, path.translate(_UNSAFE)
         try:
             yield

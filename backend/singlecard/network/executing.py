@@ -1,4 +1,4 @@
-"""The runtime's side of the facade: a plan file becomes an engine that runs on the current stream."""
+"""The runtime's side of the facade: a plan file becomes an engine on the current stream."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from singlecard.errors import FlavourError
 
-#: Module names in order of preference: TensorRT for RTX builds without a GPU, full TensorRT does not.
+#: Module names in order of preference: TensorRT for RTX builds without a GPU, the other does not.
 FLAVOURS = ("tensorrt_rtx", "tensorrt")
 
 

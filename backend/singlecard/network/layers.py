@@ -144,7 +144,7 @@ class Layers(Shapes):
         causal: str,
         decomposable: bool,
     ) -> Tensor:
-        """Softmax attention of [B, N, S, H] tensors; the caller scales. ``causal`` is a kind's name."""
+        """Softmax attention of [B, N, S, H] tensors, not scaled; ``causal`` is a kind's name."""
         trt = tensorrt()
         layer = self.add(
             "attention_v2",
@@ -166,7 +166,9 @@ class Layers(Shapes):
 
     def gather_mode(self, x: Tensor, indices: Tensor, mode: str, axis: int = 0) -> Tensor:
         """Gather with a ``GatherMode``: ELEMENT (along ``axis``) or ND."""
-        layer = self.add("gather_v2", x.handle, indices.handle, getattr(tensorrt().GatherMode, mode))
+        layer = self.add(
+            "gather_v2", x.handle, indices.handle, getattr(tensorrt().GatherMode, mode)
+        )
         if mode == "ELEMENT":
             layer.axis = axis % x.ndim
         return self.output_of(layer)

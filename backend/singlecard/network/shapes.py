@@ -41,7 +41,7 @@ class Shapes(Arithmetic):
         return self.concat(parts, 0) if len(parts) > 1 else parts[0]
 
     def size_math(self, operation: str, a: Size, b: Size) -> Size:
-        """Combine two sizes by an ``ElementWiseOperation`` (SUM, SUB, PROD, FLOOR_DIV, MIN, MAX)."""
+        """Combine two sizes by an ``ElementWiseOperation``, such as FLOOR_DIV."""
         left, right = (
             self.constant(torch.tensor([size])) if isinstance(size, int) else size
             for size in (a, b)
@@ -122,7 +122,7 @@ class Shapes(Arithmetic):
         mode: str = "STRICT_BOUNDS",
         fill: Tensor | None = None,
     ) -> Tensor:
-        """Take ``sizes`` elements from ``starts`` on by ``strides``; ``mode`` is a ``SampleMode``."""
+        """Take ``sizes`` elements from ``starts`` on; ``mode`` is a ``SampleMode``."""
 
         def static(values: Sequence[Size]) -> tuple[int, ...]:
             return tuple(0 if isinstance(value, Tensor) else value for value in values)

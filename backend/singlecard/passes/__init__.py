@@ -45,5 +45,3 @@ def simplify(program: Program) -> Program:
     program.graph.eliminate_dead_code()
     apply_rules(program, (drop_identity,))
     return program
-
-

@@ -15,6 +15,7 @@ layer instead of 11.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,10 +105,14 @@ def push_bias_through_split(program: Program, node: fx.Node) -> bool:
         with program.graph.inserting_after(part):
             shifted = program.graph.call_function(aten.add.Tensor, (part, bias))
         shifted.meta = dict(part.meta)
-        part.replace_all_uses_with(shifted, lambda user, new=shifted: user is not new)
+        part.replace_all_uses_with(shifted, _all_but(shifted))
         start += width
     _without_bias(program, biased)
     return True
+
+
+def _all_but(node: fx.Node) -> Callable[[fx.Node], bool]:
+    return lambda user: user is not node
 
 
 def _feeds_attention(part: fx.Node) -> bool:

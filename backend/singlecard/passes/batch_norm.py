@@ -1,4 +1,4 @@
-"""Batch normalization at inference: folded into the convolution before it, else a scale and shift."""
+"""Batch normalization at inference: folded into a convolution, else a scale and a shift."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ aten = torch.ops.aten
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 
 
-def _scale_and_shift(
-    program: Program, node: fx.Node
-) -> tuple[torch.Tensor, torch.Tensor] | None:
+def _scale_and_shift(program: Program, node: fx.Node) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return the float64 factor and offset per channel, or None if not all are constant."""
     weight, bias, mean, variance = (program.constant(arg) for arg in node.args[1:5])  # type: ignore[arg-type]
     if mean is None or variance is None:
@@ -24,7 +22,8 @@ def _scale_and_shift(
     if (weight is None) != (node.args[1] is None) or (bias is None) != (node.args[2] is None):
         return None
     # Variances of real networks exceed what FP16 holds: fold in float64, round once at the end.
-    scale = torch.rsqrt(variance.to("cpu", torch.float64) + node.args[-1])  # type: ignore[operator]
+    epsilon = float(node.args[-1])  # type: ignore[arg-type]
+    scale = torch.rsqrt(variance.to("cpu", torch.float64) + epsilon)
     if weight is not None:
         scale = scale * weight.to("cpu", torch.float64)
     shift = -mean.to("cpu", torch.float64) * scale
@@ -83,7 +82,9 @@ def _into_convolution(
     factor = scale.reshape(extents + (1,) * (weight.ndim - 2))
     offset = shift if bias is None else shift + bias.to("cpu", torch.float64) * scale
     new_weight = program.new_constant(
-        conv, (weight.to("cpu", torch.float64) * factor).to(weight.dtype), weight_node  # type: ignore[arg-type]
+        conv,
+        (weight.to("cpu", torch.float64) * factor).to(weight.dtype),
+        weight_node,  # type: ignore[arg-type]
     )
     new_bias = program.new_constant(conv, offset.to(weight.dtype), weight_node)  # type: ignore[arg-type]
     new = replace(program, conv, conv.target, (x, new_weight, new_bias, *conv.args[3:]))

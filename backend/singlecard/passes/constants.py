@@ -40,9 +40,7 @@ def _is_foldable(node: fx.Node, folded: dict[fx.Node, Any]) -> bool:
         isinstance(size, torch.SymInt) for result in results for size in result.shape
     ):
         return False
-    inputs = sum(
-        _bytes(value) for arg in node.all_input_nodes for value in tensors_in(folded[arg])
-    )
+    inputs = sum(_bytes(value) for arg in node.all_input_nodes for value in tensors_in(folded[arg]))
     return all(_bytes(result) <= max(_ALWAYS_BYTES, 2 * inputs) for result in results)
 
 

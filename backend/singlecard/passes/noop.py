@@ -46,7 +46,7 @@ def drop_identity(program: Program, node: fx.Node) -> bool:
     if before.dtype != after.dtype or tuple(before.shape) != tuple(after.shape):
         return False
     if is_call(node, aten.permute.default):
-        order = [axis % before.ndim for axis in node.args[1]]  # type: ignore[union-attr, operator]
+        order = [axis % before.ndim for axis in node.args[1]]  # type: ignore[union-attr]
         if order != sorted(order):
             return False
     forward(program, node, source)  # type: ignore[arg-type]

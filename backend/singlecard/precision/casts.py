@@ -1,4 +1,4 @@
-"""Where a Program computes in FP16 or BF16: casts are placed, and every value's type is known after.
+"""Where a Program computes in FP16 or BF16: casts are placed, every value's type is known after.
 
 Values that follow from integers alone (positions, rotary angles, masks) stay in FP32: FP16 cannot
 tell position 2049 from 2048. Sums over many elements stay in FP32 too.
@@ -137,9 +137,10 @@ class _Lowering:
     @staticmethod
     def anchor(value: fx.Node) -> fx.Node:
         """Return the node to insert behind: placeholders stay together at the top."""
-        if value.op != "placeholder":
-            return value
-        return value.graph.find_nodes(op="placeholder")[-1]
+        last: fx.Node = value
+        if value.op == "placeholder":
+            last = value.graph.find_nodes(op="placeholder")[-1]
+        return last
 
     def retype(self, node: fx.Node) -> None:
         """Declare what a node that now computes in the low precision returns."""

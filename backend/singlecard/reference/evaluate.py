@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,14 +45,29 @@ def evaluate(
             f"{', '.join(tensor.name for tensor in view.inputs) or 'none'}"
         )
     values = {tensor.index: _feed(tensor, feeds, device) for tensor in view.inputs}
-    # TensorFloat-32 would be a rounding that the network does not declare.
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with _declared_types_only(device):
         results = Execution(view, values, device).run()
     # Copied, since a result may be a feed, a constant of the network, or a part of another result.
     return {
         output.name: result.clone(memory_format=torch.contiguous_format)
         for output, result in zip(view.outputs, results, strict=True)
     }
+
+
+@contextlib.contextmanager
+def _declared_types_only(device: torch.device) -> Iterator[None]:
+    """Switch off what would round where the network does not: TF32, autocast."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def _feed(tensor: TensorView, feeds: Mapping[str, Tensor], device: torch.device) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from singlecard.network.inspect import LayerView, NetworkView
 
@@ -57,7 +57,7 @@ class Graph:
     loops: Mapping[int, Loop]
     varying: Mapping[int, frozenset[int]]
     conditions: Mapping[int, int]
-    guarded: frozenset[int] = field(default=frozenset())
+    guarded: frozenset[int]
 
     def required(self, layer: LayerView) -> list[int]:
         """The tensors a layer needs before it can run, but for the branches of a conditional."""
@@ -148,7 +148,9 @@ def _varying(
 
 def _guarded(view: NetworkView) -> frozenset[int]:
     guarded: set[int] = set()
-    for _ in range(2):  # An input may be made after the layer that it is given to.
+    before = -1
+    while len(guarded) > before:
+        before = len(guarded)
         for layer in view.layers:
             inside = layer.kind == "CONDITIONAL_INPUT" or not guarded.isdisjoint(inputs_of(layer))
             if inside and layer.kind != "CONDITIONAL_OUTPUT":

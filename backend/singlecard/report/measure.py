@@ -1,4 +1,4 @@
-"""Running a model twice, in PyTorch and through singlecard, without one run disturbing the other."""
+"""Running a model twice, in PyTorch and through singlecard, neither run disturbing the other."""
 
 from __future__ import annotations
 

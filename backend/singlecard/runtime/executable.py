@@ -56,9 +56,7 @@ class Executable:
             args[place].copy_(value)
         return results[: self._results]
 
-    def _value(
-        self, item: Any, values: dict[fx.Node, Any], sizes: Callable[[fx.Node], Any]
-    ) -> Any:
+    def _value(self, item: Any, values: dict[fx.Node, Any], sizes: Callable[[fx.Node], Any]) -> Any:
         if not isinstance(item, fx.Node):
             return item
         if item in self._constants:

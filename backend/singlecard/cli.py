@@ -1,0 +1,99 @@
+"""The command line: the verbs of the library from a shell.
+
+Exit status: 0 done; 1 the answer is no (``verify`` found another answer, ``build`` no engine,
+``cache verify`` a damaged one, ``doctor`` that nothing can be built); 2 the input is bad; 3 an error
+of singlecard's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+
+from singlecard import __version__
+from singlecard.commands import build, cache, doctor, explain, verify
+from singlecard.commands.answer import Answer, print_answer, print_document
+from singlecard.commands.arguments import Parser
+from singlecard.errors import SinglecardError
+
+_VERBS = {"build": build, "verify": verify, "explain": explain, "cache": cache, "doctor": doctor}
+_BAD_INPUT, _OWN_ERROR, _INTERRUPTED = 2, 3, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status.
+
+    Args:
+        arguments: without the program's name; None means those of this process.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug, as_json = "--debug" in given, "--json" in given
+    try:
+        answer = _run(given)
+    except SinglecardError as error:
+        return _fail(error, str(error), _BAD_INPUT, debug, as_json)
+    except KeyboardInterrupt:
+        print("singlecard: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except Exception as error:
+        text = (
+            f"{type(error).__name__}: {error}: this is an error of singlecard's own. "
+            "--debug shows the traceback: please report it"
+        )
+        return _fail(error, text, _OWN_ERROR, debug, as_json)
+    print_answer(answer, as_json)
+    return answer.status
+
+
+def _run(arguments: Sequence[str]) -> Answer:
+    parser, verbs = _parsers()
+    given, unknown = parser.parse_known_args(arguments)
+    verbs[given.verb].refuse_unknown(unknown)
+    # Standard output carries the answer alone: what a model prints goes where progress goes.
+    with contextlib.redirect_stdout(sys.stderr), _reasons_once():
+        answer: Answer = _VERBS[given.verb].run(given)
+    return answer
+
+
+def _parsers() -> tuple[Parser, dict[str, Parser]]:
+    parser = Parser(
+        prog="singlecard",
+        description="TensorRT engines for PyTorch models, built and checked without a GPU.",
+    )
+    parser.add_argument("--version", action="version", version=f"singlecard {__version__}")
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verbs = {name: verb.add_parser(subparsers) for name, verb in _VERBS.items()}
+    for leaf in _leaves(verbs.values()):
+        leaf.add_argument("--json", action="store_true", help="answer with one JSON document")
+        leaf.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    return parser, verbs
+
+
+def _leaves(parsers: Iterator[Parser]) -> Iterator[Parser]:
+    for parser in parsers:
+        yield parser
+
+
+@contextlib.contextmanager
+def _reasons_once() -> Iterator[None]:
+    """Keep reasons out of the log while a verb runs: they stand in its answer."""
+    log = logging.getLogger("singlecard")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _fail(error: Exception, text: str, status: int, debug: bool, as_json: bool) -> int:
+    line = " ".join(text.split())
+    if debug:
+        traceback.print_exception(error)
+    print(f"singlecard: {line}", file=sys.stderr)
+    if as_json:
+        print_document({"error": {"type": type(error).__name__, "message": line}})
+    return status

@@ -1,0 +1,116 @@
+"""Arguments that several verbs share, and the options they make."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from singlecard.errors import OptionError
+from singlecard.options import Options
+from singlecard.targets import check_types
+
+_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises, so that its errors read like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(f"{message}. See '{self.prog} --help'")
+
+    def refuse_unknown(self, unknown: Sequence[str]) -> None:
+        """Raise for the first argument that no one declared."""
+        if unknown:
+            given = unknown[0].partition("=")[0]
+            close = difflib.get_close_matches(given, self._option_string_actions, 1)
+            hint = f": did you mean {close[0]}?" if close else ""
+            self.error(f"unknown argument {unknown[0]!r}{hint}")
+
+
+def add_model(parser: Parser) -> None:
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="path.py:function or package.module:function that returns (module, args) or "
+        "(module, args, kwargs), or a .pt2 file",
+    )
+
+
+def add_options(parser: Parser) -> None:
+    """Declare the arguments that `options_from` reads; without one, Options' own default holds."""
+    group = parser.add_argument_group("options of the backend")
+    group.add_argument("--precision", help="fp32 (default), tf32, fp16 or bf16")
+    group.add_argument(
+        "--targets",
+        metavar="CARDS",
+        help="cards to build for, such as sm86,sm89; or portable (default): Ampere and later",
+    )
+    group.add_argument(
+        "--strict", action="store_true", default=None, help="fail if an op stays in PyTorch"
+    )
+    group.add_argument(
+        "--min-block-size",
+        type=int,
+        metavar="OPS",
+        help="leave engines with fewer ops to PyTorch (default: 1)",
+    )
+    group.add_argument(
+        "--workspace-bytes",
+        type=size_from_text,
+        metavar="SIZE",
+        help="limit for an engine's scratch memory, such as 512MB",
+    )
+    add_cache_dir(group)
+
+
+def add_cache_dir(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of built engines (default: SINGLECARD_CACHE, or the user's cache folder)",
+    )
+
+
+def options_from(given: argparse.Namespace) -> Options:
+    """Return the options that were given.
+
+    Raises:
+        OptionError: one is not valid.
+        TargetError: a card is unknown, or lacks the precision; found here, before work begins.
+    """
+    names = (
+        "precision",
+        "targets",
+        "strict",
+        "min_block_size",
+        "workspace_bytes",
+        "cache_dir",
+    )
+    values = {name: getattr(given, name) for name in names}
+    options = Options.parse({name: value for name, value in values.items() if value is not None})
+    check_types([options.precision], options.targets or ())
+    return options
+
+
+def size_from_text(text: str) -> int:
+    """Return a number of bytes.
+
+    >>> size_from_text("1.5GB")
+    1500000000
+
+    Raises:
+        argparse.ArgumentTypeError: it is no size.
+    """
+    number = text.strip().rstrip("BkMGTbgmtK ")
+    unit = text.strip()[len(number) :].strip() or "B"
+    units = {name.lower(): size for name, size in _UNITS.items()}
+    try:
+        return int(float(number) * units[unit.lower()])
+    except (KeyError, ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no size: write a number of bytes, or a unit with it, such as 500MB or 2GB"
+        ) from None

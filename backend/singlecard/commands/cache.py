@@ -1,0 +1,147 @@
+"""``singlecard cache``: look at the built engines, check them, make room."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.console import Group
+
+from singlecard.commands.answer import Answer
+from singlecard.commands.arguments import Parser, add_cache_dir, size_from_text
+from singlecard.engine.cache import Cache, Entry
+from singlecard.errors import CacheError, OptionError
+from singlecard.targets import parse_targets
+
+
+def add_parser(verbs: Any) -> Parser:
+    parser: Parser = verbs.add_parser(
+        "cache",
+        help="list, show, verify, prune or clear the built engines",
+        description="Look after the folder of built engines.",
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("list", help="one row for each engine, last used first")
+    show = actions.add_parser("show", help="what one engine was built from, and what it does")
+    show.add_argument("digest", metavar="DIGEST", help="its digest, or how that begins")
+    actions.add_parser("verify", help="read every engine; exit status 1 if one is damaged")
+    prune = actions.add_parser("prune", help="remove what was not used for longest")
+    prune.add_argument(
+        "--limit", type=size_from_text, metavar="SIZE", required=True, help="what may stay: 10GB"
+    )
+    actions.add_parser("clear", help="remove all engines")
+    for action in actions.choices.values():
+        add_cache_dir(action)
+    return parser
+
+
+def run(given: argparse.Namespace) -> Answer:
+    cache = Cache(given.cache_dir)
+    if cache.folder.exists() and not cache.folder.is_dir():
+        raise CacheError(
+            f"the engine cache {cache.folder} is not a folder: name one with --cache-dir"
+        )
+    try:
+        return _ACTIONS[given.action](cache, given)
+    except CacheError:
+        raise
+    except OSError as error:
+        raise CacheError(
+            f"the engine cache {cache.folder} cannot be used ({error}): see to its permissions, or "
+            "name another folder with --cache-dir"
+        ) from error
+
+
+def _list(cache: Cache, given: argparse.Namespace) -> Answer:
+    from singlecard.report.cache_tables import entries_table
+
+    entries = cache.entries()
+    document = {
+        "folder": str(cache.folder),
+        "bytes": sum(entry.size for entry in entries),
+        "engines": [_entry_document(entry) for entry in entries],
+    }
+    return Answer(document, entries_table(cache.folder, entries))
+
+
+def _entry_document(entry: Entry) -> dict[str, Any]:
+    return {
+        "digest": entry.digest,
+        "bytes": entry.size,
+        "last_used": entry.folder.stat().st_mtime,
+        "build_seconds": entry.manifest["build_seconds"],
+        "kernels": len(entry.manifest["report"]["kernels"]),
+        "plan": str(entry.plan),
+        "key": entry.manifest["key"],
+    }
+
+
+def _show(cache: Cache, given: argparse.Namespace) -> Answer:
+    from singlecard.engine.cards import cards_of
+    from singlecard.engine.plan_report import PlanReport
+    from singlecard.report.cache_tables import entry_table
+    from singlecard.report.render import plan_table
+
+    entry = _chosen(cache, given.digest)
+    report = PlanReport.from_dict(entry.manifest["report"])
+    key = entry.manifest["key"]
+    cards = cards_of(parse_targets(key["targets"]))
+    shown = Group(
+        entry_table(entry), "", plan_table(report, cards=cards, tf32=key["tf32"] == "True")
+    )
+    return Answer({**_entry_document(entry), "report": report.to_dict()}, shown)
+
+
+def _chosen(cache: Cache, digest: str) -> Entry:
+    entries = cache.entries()
+    found = [entry for entry in entries if entry.digest.startswith(digest.lower())]
+    if not found:
+        raise OptionError(
+            f"no engine in {cache.folder} has a digest that begins with {digest!r}: "
+            "'singlecard cache list' shows what is there"
+        )
+    if len(found) > 1:
+        names = ", ".join(entry.digest[:16] for entry in found[:4])
+        raise OptionError(f"{digest!r} begins {len(found)} digests ({names}): give more digits")
+    return found[0]
+
+
+def _verify(cache: Cache, given: argparse.Namespace) -> Answer:
+    from singlecard.report.cache_tables import verified_table
+
+    wrong = cache.verify()
+    damaged = sum(reason is not None for reason in wrong.values())
+    document = {
+        "folder": str(cache.folder),
+        "damaged": damaged,
+        "engines": [
+            {"digest": digest, "whole": reason is None, "reason": reason}
+            for digest, reason in wrong.items()
+        ],
+    }
+    return Answer(document, verified_table(cache.folder, wrong), 1 if damaged else 0)
+
+
+def _prune(cache: Cache, given: argparse.Namespace) -> Answer:
+    removed = cache.prune(given.limit)
+    kept = cache.entries()
+    document = {
+        "folder": str(cache.folder),
+        "removed": [entry.digest for entry in removed],
+        "kept": len(kept),
+        "bytes": sum(entry.size for entry in kept),
+    }
+    return Answer(document, f"removed {_counted(len(removed))}, kept {len(kept)}")
+
+
+def _clear(cache: Cache, given: argparse.Namespace) -> Answer:
+    count = cache.clear()
+    text = f"removed {_counted(count)} from {cache.folder}"
+    return Answer({"folder": str(cache.folder), "removed": count}, text)
+
+
+def _counted(count: int) -> str:
+    return f"{count} engine" if count == 1 else f"{count} engines"
+
+
+_ACTIONS = {"list": _list, "show": _show, "verify": _verify, "prune": _prune, "clear": _clear}
