@@ -19,7 +19,7 @@ from singlecard.commands.answer import Answer, print_answer, print_document
 from singlecard.commands.arguments import Parser
 from singlecard.errors import SinglecardError
 
-_VERBS = {"build": build, "verify": verify, "explain": explain, "cache": cache, "doctor": doctor}
+_VERBS = (build, verify, explain, cache, doctor)
 _BAD_INPUT, _OWN_ERROR, _INTERRUPTED = 2, 3, 130
 
 
@@ -49,32 +49,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> Answer:
-    parser, verbs = _parsers()
-    given, unknown = parser.parse_known_args(arguments)
-    verbs[given.verb].refuse_unknown(unknown)
+    given, unknown = _parser().parse_known_args(arguments)
+    given.parser.refuse_unknown(unknown)
     # Standard output carries the answer alone: what a model prints goes where progress goes.
     with contextlib.redirect_stdout(sys.stderr), _reasons_once():
-        answer: Answer = _VERBS[given.verb].run(given)
+        answer: Answer = given.run(given)
     return answer
 
 
-def _parsers() -> tuple[Parser, dict[str, Parser]]:
+def _parser() -> Parser:
     parser = Parser(
         prog="singlecard",
         description="TensorRT engines for PyTorch models, built and checked without a GPU.",
     )
     parser.add_argument("--version", action="version", version=f"singlecard {__version__}")
-    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    verbs = {name: verb.add_parser(subparsers) for name, verb in _VERBS.items()}
-    for leaf in _leaves(verbs.values()):
-        leaf.add_argument("--json", action="store_true", help="answer with one JSON document")
-        leaf.add_argument("--debug", action="store_true", help="show tracebacks of errors")
-    return parser, verbs
-
-
-def _leaves(parsers: Iterator[Parser]) -> Iterator[Parser]:
-    for parser in parsers:
-        yield parser
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb in _VERBS:
+        verb.add_parser(verbs)
+    return parser
 
 
 @contextlib.contextmanager

@@ -252,6 +252,15 @@ def test_inputs_show_what_the_builder_is_promised(network: Any) -> None:
     assert view.debug_tensors == (view.outputs[0].index,)
 
 
+def test_outputs_for_the_host_are_told_from_those_for_the_card(network: Any) -> None:
+    """An engine that leaves its shapes on the card would be loaded for one that hands them out."""
+    x = network.add_input("x", trt.float32, (-1, 2))
+    first, second = (network.add_shape(x).get_output(0) for _ in range(2))
+    network.mark_output(first)
+    network.mark_output_for_shapes(second)
+    assert view_network(network).output_marks == ("execution", "shape")
+
+
 def test_a_layer_that_is_not_valid_is_named(network: Any) -> None:
     """A user would get 'Could not get tensor shape' and no layer."""
     a = network.add_input("a", trt.float32, (2, 3))

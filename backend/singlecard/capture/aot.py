@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from singlecard.capture import ops
 from singlecard.capture.program import Program
+from singlecard.capture.results import describe_results
 from singlecard.capture.whole import keep_whole
 from singlecard.errors import CaptureError
 
@@ -194,8 +195,8 @@ def program_from_aot(original: fx.GraphModule, frozen: dict[int, torch.Tensor]) 
         graph.erase_node(node)
     positions = tuple(index for index in range(len(placeholders)) if index not in frozen)
     output = graph.output_node()
-    results = list(output.args[0])  # type: ignore[arg-type]
-    output.args = ((*results, *mutated.values()),)
-    program = Program(module, positions, frozen, tuple(mutated), len(results))
+    computed, results = describe_results(list(output.args[0]))  # type: ignore[arg-type]
+    output.args = ((*computed, *mutated.values()),)
+    program = Program(module, positions, frozen, tuple(mutated), results)
     program.check()
     return program

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from singlecard.capture.results import Result
 from singlecard.errors import CaptureError
 
 #: Ops that may appear in a functional graph although they are not ATen.
@@ -27,14 +28,14 @@ class Program:
         positions: for each placeholder, its place in the flat list that AOTAutograd calls with.
         frozen: for each frozen tensor, its place in that list and the tensor it must be.
         mutations: for each output after the results, the place of the input it is written to.
-        results: number of results.
+        results: for each result, how it lies in memory.
     """
 
     module: fx.GraphModule
     positions: tuple[int, ...]
     frozen: dict[int, torch.Tensor]
     mutations: tuple[int, ...]
-    results: int
+    results: tuple[Result, ...]
     trace: list[str] = field(default_factory=list)
 
     @property

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from singlecard.errors import OptionError
 from singlecard.options import Options
 from singlecard.targets import check_types
 
-_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+if TYPE_CHECKING:
+    from singlecard.commands.answer import Answer
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +32,13 @@ class Parser(argparse.ArgumentParser):
             close = difflib.get_close_matches(given, self._option_string_actions, 1)
             hint = f": did you mean {close[0]}?" if close else ""
             self.error(f"unknown argument {unknown[0]!r}{hint}")
+
+
+def add_common(parser: Parser, run: Callable[[argparse.Namespace], Answer]) -> None:
+    """Declare what every verb takes, and what runs it."""
+    parser.add_argument("--json", action="store_true", help="answer with one JSON document")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=run, parser=parser)
 
 
 def add_model(parser: Parser) -> None:
@@ -105,12 +116,9 @@ def size_from_text(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: it is no size.
     """
-    number = text.strip().rstrip("BkMGTbgmtK ")
-    unit = text.strip()[len(number) :].strip() or "B"
-    units = {name.lower(): size for name, size in _UNITS.items()}
-    try:
-        return int(float(number) * units[unit.lower()])
-    except (KeyError, ValueError, OverflowError):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in _UNITS:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no size: write a number of bytes, or a unit with it, such as 500MB or 2GB"
-        ) from None
+        )
+    return round(float(match[1]) * _UNITS[match[2]])

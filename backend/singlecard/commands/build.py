@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 
 from singlecard.commands.answer import Answer
-from singlecard.commands.arguments import Parser, add_model, add_options, options_from
+from singlecard.commands.arguments import (
+    Parser,
+    add_common,
+    add_model,
+    add_options,
+    options_from,
+)
 
 if TYPE_CHECKING:
     from singlecard.report.verify import Compiled
 
 
-def add_parser(verbs: Any) -> Parser:
+def add_parser(verbs: Any) -> None:
     parser: Parser = verbs.add_parser(
         "build",
         help="build a model's engines into the cache",
@@ -24,7 +30,7 @@ def add_parser(verbs: Any) -> Parser:
     )
     add_model(parser)
     add_options(parser)
-    return parser
+    add_common(parser, run)
 
 
 def run(given: argparse.Namespace) -> Answer:
@@ -88,7 +94,8 @@ def _shown(name: str, compiled: Compiled, targets: str) -> RenderableType:
     ]
     parts: list[RenderableType] = [tables.facts_table(name, rows)]
     if compiled.fallback:
-        parts.append(fallback_table(tables.fallback_rows(compiled.fallback)))
+        left_out = [(item.op, item.reason, item.line) for item in compiled.fallback]
+        parts.append(fallback_table(tables.fallback_rows(left_out)))
     if compiled.engines:
         parts.append(tables.engines_table(compiled.engines, targets))
     return Group(*parts)

@@ -8,13 +8,18 @@ from typing import Any
 from rich.console import Group
 
 from singlecard.commands.answer import Answer
-from singlecard.commands.arguments import Parser, add_cache_dir, size_from_text
+from singlecard.commands.arguments import (
+    Parser,
+    add_cache_dir,
+    add_common,
+    size_from_text,
+)
 from singlecard.engine.cache import Cache, Entry
 from singlecard.errors import CacheError, OptionError
 from singlecard.targets import parse_targets
 
 
-def add_parser(verbs: Any) -> Parser:
+def add_parser(verbs: Any) -> None:
     parser: Parser = verbs.add_parser(
         "cache",
         help="list, show, verify, prune or clear the built engines",
@@ -32,7 +37,7 @@ def add_parser(verbs: Any) -> Parser:
     actions.add_parser("clear", help="remove all engines")
     for action in actions.choices.values():
         add_cache_dir(action)
-    return parser
+        add_common(action, run)
 
 
 def run(given: argparse.Namespace) -> Answer:

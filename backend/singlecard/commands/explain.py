@@ -10,11 +10,17 @@ from typing import Any
 from rich.console import Group
 
 from singlecard.commands.answer import Answer
-from singlecard.commands.arguments import Parser, add_model, add_options, options_from
+from singlecard.commands.arguments import (
+    Parser,
+    add_common,
+    add_model,
+    add_options,
+    options_from,
+)
 from singlecard.errors import OptionError
 
 
-def add_parser(verbs: Any) -> Parser:
+def add_parser(verbs: Any) -> None:
     parser: Parser = verbs.add_parser(
         "explain",
         help="show a model's kernels, traffic, memory and least time, and what stays in PyTorch",
@@ -27,7 +33,7 @@ def add_parser(verbs: Any) -> Parser:
         "--top", type=int, default=10, metavar="N", help="kernels to list (default: 10)"
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page to a file too")
-    return parser
+    add_common(parser, run)
 
 
 def run(given: argparse.Namespace) -> Answer:

@@ -7,11 +7,17 @@ import math
 from typing import Any
 
 from singlecard.commands.answer import Answer
-from singlecard.commands.arguments import Parser, add_model, add_options, options_from
+from singlecard.commands.arguments import (
+    Parser,
+    add_common,
+    add_model,
+    add_options,
+    options_from,
+)
 from singlecard.errors import OptionError
 
 
-def add_parser(verbs: Any) -> Parser:
+def add_parser(verbs: Any) -> None:
     parser: Parser = verbs.add_parser(
         "verify",
         help="compare a model's answers with eager PyTorch's",
@@ -28,7 +34,7 @@ def add_parser(verbs: Any) -> Parser:
         help="largest relative L2 error that passes (default: what the precision, or the type of "
         "the model's outputs, can keep: 1e-5 for fp32, 5e-3 for tf32 and fp16, 4e-2 for bf16)",
     )
-    return parser
+    add_common(parser, run)
 
 
 def run(given: argparse.Namespace) -> Answer:

@@ -55,10 +55,13 @@ def network_digest(view: NetworkView) -> str:
             tensor.shape,
             view.dimension_names[position],
         )
+    sinks: list[str] = []
     if _is_ordered(view, set(known)):
         for layer in view.layers:
             content = _layer_digest(layer, (item and known[item.index] for item in layer.inputs))
             _name_outputs(layer, content, known)
+            if not layer.outputs:  # conditions and assertions act without a tensor of their own
+                sinks.append(content)
         outputs = [known[tensor.index] for tensor in view.outputs]
     else:  # a loop: tensors are told apart by where they stand
         content = _digest(
@@ -72,7 +75,8 @@ def network_digest(view: NetworkView) -> str:
     inputs = [known[tensor.index] for tensor in view.inputs]
     types = [(tensor.dtype, tensor.shape) for tensor in view.outputs]
     debug = [known.get(index, str(index)) for index in view.debug_tensors]
-    return _digest("network", inputs, outputs, types, view.flags, view.allowed_formats, debug)
+    marks = (view.flags, view.allowed_formats, view.output_marks, debug)
+    return _digest("network", inputs, outputs, types, sorted(sinks), *marks)
 
 
 def _is_ordered(view: NetworkView, made: set[int]) -> bool:

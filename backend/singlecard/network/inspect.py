@@ -90,6 +90,8 @@ class NetworkView:
             one name to be equal.
         allowed_formats: for each input and then each output, the memory layouts it may have, one
             bit each.
+        output_marks: for each output, ``execution``, ``shape`` or ``execution and shape``: whether
+            the engine leaves it on the card, on the host or in both places.
         debug_tensors: indices of the tensors that are marked as debug tensors.
     """
 
@@ -99,6 +101,7 @@ class NetworkView:
     flags: int
     dimension_names: tuple[tuple[str | None, ...], ...]
     allowed_formats: tuple[int, ...]
+    output_marks: tuple[str, ...]
     debug_tensors: tuple[int, ...]
 
 
@@ -140,6 +143,7 @@ class _Reader:
                 for raw, view in zip(raw_inputs, inputs, strict=True)
             ),
             allowed_formats=tuple(int(raw.allowed_formats) for raw in raw_inputs + raw_outputs),
+            output_marks=tuple(map(_mark, raw_outputs)),
             debug_tensors=tuple(self._debug),
         )
 
@@ -197,6 +201,11 @@ class _Reader:
         known = self._owners.setdefault(role, {})
         attributes[role] = known.setdefault(id(owner), (owner, len(known)))[1]
         return owner
+
+
+def _mark(output: Any) -> str:
+    marks = {"execution": output.is_execution_tensor, "shape": output.is_shape_tensor}
+    return " and ".join(mark for mark, is_set in marks.items() if is_set)
 
 
 def _is_given(inputs: tuple[TensorView | None, ...], place: int | None) -> bool:

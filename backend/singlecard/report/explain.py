@@ -200,7 +200,9 @@ def explain(
         options=chosen,
         coverage=compiled.coverage,
         ops=compiled.ops,
-        fallback=tuple(fallback_rows(compiled.fallback)),
+        fallback=tuple(
+            fallback_rows((item.op, item.reason, item.line) for item in compiled.fallback)
+        ),
         engines=compiled.engines,
         timings=compiled.timings,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -87,6 +88,22 @@ def _bounds(span: Any, where: str) -> tuple[int | None, int | None]:
     return low, high
 
 
+@contextmanager
+def _cpu_convolutions(choose: bool) -> Iterator[None]:
+    """Let PyTorch choose among its CPU convolutions, or not.
+
+    Its choice depends on the batch size, and tracing a dynamic batch would split its range at 16.
+    """
+    before = torch._C._get_mkldnn_enabled(), torch._C._get_nnpack_enabled()
+    torch._C._set_mkldnn_enabled(choose)
+    torch._C._set_nnpack_enabled(choose)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before[0])
+        torch._C._set_nnpack_enabled(before[1])
+
+
 def run_compiled(
     session: Session, module: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
@@ -97,11 +114,17 @@ def run_compiled(
     """
 
     def backend(graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
-        return compile_in(session, graph, examples)
+        compiled = compile_in(session, graph, examples)
+
+        def run(*values: Any) -> Any:
+            with _cpu_convolutions(choose=True):
+                return compiled(*values)
+
+        return run
 
     limits = {"recompile_limit": 64, "accumulated_recompile_limit": 4096}
     try:
-        with torch.no_grad(), torch._dynamo.config.patch(limits):
+        with torch.no_grad(), torch._dynamo.config.patch(limits), _cpu_convolutions(choose=False):
             return torch.compile(fresh_call(module), backend=backend)(*args, **kwargs)
     except BackendCompilerFailed as error:  # Dynamo's envelope around an error of ours
         if isinstance(error.inner_exception, SinglecardError):

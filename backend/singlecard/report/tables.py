@@ -5,17 +5,19 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from singlecard.engine.build import Engine
 from singlecard.engine.plan_report import PlanReport
-from singlecard.partition import Fallback
 from singlecard.report.plan_rows import FallbackRow, Grid, format_bytes
 from singlecard.report.render import fallback_table, table_of
-from singlecard.report.verify import VerifyReport
+
+if TYPE_CHECKING:  # both import PyTorch, which the tables themselves can do without
+    from singlecard.engine.build import Engine
+    from singlecard.report.verify import VerifyReport
 
 #: Digits of a digest that are shown, and that name an engine among a user's.
 SHOWN_DIGITS = 12
@@ -41,11 +43,11 @@ def facts_table(title: str, rows: Iterable[tuple[str, str, str]]) -> Table:
     return table
 
 
-def fallback_rows(fallback: Iterable[Fallback]) -> list[FallbackRow]:
-    """Return the ops left to PyTorch, most frequent first, those of one reason and line once."""
-    counts = Counter((item.op, item.reason, item.line) for item in fallback)
+def fallback_rows(fallback: Iterable[tuple[str, str, str]]) -> list[FallbackRow]:
+    """Count the ops left to PyTorch, given as op, reason and line; the most frequent come first."""
     return [
-        FallbackRow(op, reason, times, line) for (op, reason, line), times in counts.most_common()
+        FallbackRow(op, reason, times, line)
+        for (op, reason, line), times in Counter(fallback).most_common()
     ]
 
 
@@ -66,7 +68,7 @@ def verify_table(report: VerifyReport, limit: float | None = None) -> Renderable
         ("", f"{report.max_rel_error:.2e}", "relative to the largest value of its output"),
         ("time", f"{report.timings.get('total', 0.0):.1f} s", built_text(report.timings)),
     ]
-    left_out = fallback_rows(Fallback(op, reason) for op, reason in report.fallback)
+    left_out = fallback_rows((op, reason, "") for op, reason in report.fallback)
     table = facts_table("Verification against eager PyTorch", rows)
     return Group(table, fallback_table(left_out)) if left_out else table
 
