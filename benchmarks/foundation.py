@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from cases import MODELS, PRECISIONS, TARGET, load_case
+from cases import MODELS, PRECISIONS, TARGET, Case, load_case
 from foundation_page import render_page
 from fresh_process import median_of, run_fresh
 from machine import describe_machine
@@ -29,16 +30,40 @@ RESULTS = Path(__file__).parent / "results"
 TO_NETWORK = ("capture", "passes", "partition", "lowering")
 
 
+def time_to_network(case: Case, precision: str) -> dict[str, float]:
+    """Return the seconds of each stage, none of which builds or evaluates anything.
+
+    All that the call takes beyond our own stages and the model's eager answer counts as capture:
+    Dynamo, its guards and AOTAutograd.
+    """
+    from singlecard.options import Options
+    from singlecard.report.measure import run_compiled
+    from singlecard.session import Session
+
+    module, args, kwargs = case
+    with torch.no_grad():
+        module(*args, **kwargs)
+        started = time.perf_counter()
+        module(*args, **kwargs)
+        eager = time.perf_counter() - started
+    session = Session(Options.parse({"precision": precision}), "eager", build=False)
+    started = time.perf_counter()
+    run_compiled(session, module, args, kwargs)
+    total = time.perf_counter() - started - eager
+    stages = {stage: session.timings[stage] for stage in TO_NETWORK[1:]}
+    return {"capture": total - sum(stages.values()), **stages}
+
+
 def measure_singlecard(model: str, precision: str, cache: str) -> dict[str, Any]:
     """Verify one model in this process; return coverage, errors, plan figures and times."""
     import singlecard
 
+    tiny: Case = torch.nn.Linear(8, 8).eval(), (torch.zeros(1, 8),), {}
+    time_to_network(tiny, precision)  # pays for the imports, as the peer's does
+    case = load_case(model)
+    stages = time_to_network(case, precision)
     options = {"precision": precision, "targets": (TARGET,), "cache_dir": cache}
-    tiny = torch.nn.Linear(8, 8).eval()
-    with tempfile.TemporaryDirectory() as apart:  # pays for the imports, as the peer's does
-        singlecard.verify(tiny, (torch.zeros(1, 8),), options=options | {"cache_dir": apart})
-    module, args, kwargs = load_case(model)
-    report = singlecard.verify(module, args, kwargs, options=options)
+    report = singlecard.verify(*case, options=options)
     return {
         "model": model,
         "precision": precision,
@@ -50,8 +75,10 @@ def measure_singlecard(model: str, precision: str, cache: str) -> dict[str, Any]
         "relative_l2": report.relative_l2,
         "max_abs_error": report.max_abs_error,
         "mismatch": report.mismatch,
-        "timings": report.timings,
-        "to_network_seconds": sum(report.timings[stage] for stage in TO_NETWORK),
+        "stages": stages,
+        "to_network_seconds": sum(stages.values()),
+        "digest_seconds": report.timings["digest"],
+        "build_seconds": report.timings["build"],
     } | plan_figures(report.plans)
 
 
@@ -65,7 +92,7 @@ def compare_routes(model: str, precision: str, runs: int) -> dict[str, Any]:
             more = ("--no-build",) if run else ()
             theirs.append(run_fresh("peers.py", *arguments, *more))
         warm = ours[1:] or [run_fresh("foundation.py", *arguments, "--cache", cache)]
-    stages = {stage: median_of([run["timings"] for run in ours], stage) for stage in TO_NETWORK}
+    stages = {stage: median_of([run["stages"] for run in ours], stage) for stage in TO_NETWORK}
     to_network = median_of(ours, "to_network_seconds")
     steps = ("export_seconds", "save_seconds", "parse_seconds")
     peer_times = {step: median_of(theirs, step) for step in steps}
@@ -77,8 +104,8 @@ def compare_routes(model: str, precision: str, runs: int) -> dict[str, Any]:
         "singlecard": ours[0] | {"stages": stages, "to_network_seconds": to_network},
         "warm_start": {
             "built": max(run["built"] for run in warm),
-            "build_seconds": median_of([run["timings"] for run in warm], "build"),
-            "digest_seconds": median_of([run["timings"] for run in warm], "digest"),
+            "build_seconds": median_of(warm, "build_seconds"),
+            "digest_seconds": median_of(warm, "digest_seconds"),
         },
         "onnx_route": theirs[0] | peer_times | {"to_network_seconds": peer_to_network},
         "time_ratio": to_network / peer_to_network,

@@ -122,7 +122,7 @@ def _times(row: dict[str, Any]) -> list[str]:
         f"{ours['to_network_seconds']:.2f}",
         f"{peer['to_network_seconds']:.2f}",
         f"{row['time_ratio']:.2f}" + _over(row["time_ratio"], TIME_RATIO_LIMIT),
-        f"{ours['timings']['build']:.2f}",
+        f"{ours['build_seconds']:.2f}",
         f"{peer['build_seconds']:.2f}",
     ]
 

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from singlecard.capture.aot import capture
-from singlecard.errors import CaptureError, RuntimeFailure
+from singlecard.errors import CaptureError, RuntimeFailure, SinglecardError
 from singlecard.options import Options
 from singlecard.runtime.device import card_refusal, target_of
 from singlecard.session import Graph, Session
@@ -44,7 +44,8 @@ def compile_graph(
         )
         return module.forward
     execution = _execution(chosen, examples)
-    build = execution == "engine" or bool(chosen.targets)
+    asked = chosen.targets is not None or chosen.execution == "eager"
+    build = execution == "engine" or asked
     if execution == "eager" and not build:
         return module.forward
     if execution == "engine" and chosen.targets is None:
@@ -64,11 +65,13 @@ def compile_in(
     """
     try:
         compiled = capture(module, examples, session.compile)
-    except CaptureError as error:
-        if session.options.strict:
+    except Exception as error:
+        known = isinstance(error, SinglecardError)
+        if session.options.strict or (known and not isinstance(error, CaptureError)):
             raise
-        log.warning("%s: this graph stays in PyTorch", error)
-        session.graphs.append(Graph.left_out(module, str(error)))
+        reason = str(error) if known else f"PyTorch could not capture the graph ({error})"
+        log.warning("%s: this graph stays in PyTorch", reason)
+        session.graphs.append(Graph.left_out(module, reason))
         return module.forward
     return module.forward if session.execution == "eager" else compiled
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,7 @@ class Options:
                 close = difflib.get_close_matches(str(key), names, 1, 0.4)
                 hint = f"did you mean {close[0]!r}?" if close else f"valid are {', '.join(names)}"
                 raise OptionError(f"unknown option {key!r}: {hint}")
+        values = {key: value for key, value in values.items() if value is not None}
         for key, choices in _CHOICES.items():
             if key in values and values[key] not in choices:
                 close = difflib.get_close_matches(str(values[key]), choices, 1, 0.4)
@@ -74,9 +76,18 @@ class Options:
                     f"option {key}={values[key]!r} is not valid: {hint}it takes one of "
                     f"{', '.join(choices)}"
                 )
-        if values.get("targets") is not None:
+        if "targets" in values:
+            if not isinstance(values["targets"], (str, list, tuple)):
+                raise OptionError(
+                    f"option targets={values['targets']!r} is not valid: it takes names of cards, "
+                    "such as ('sm86', 'sm89')"
+                )
             values["targets"] = parse_targets(values["targets"])
-        if values.get("cache_dir") is not None:
+        if "cache_dir" in values:
+            if not isinstance(values["cache_dir"], (str, os.PathLike)):
+                raise OptionError(
+                    f"option cache_dir={values['cache_dir']!r} is not valid: it takes a folder"
+                )
             values["cache_dir"] = Path(values["cache_dir"]).expanduser()
         _check_number(values, "min_block_size", 1)
         _check_number(values, "workspace_bytes", 1)

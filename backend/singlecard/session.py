@@ -105,6 +105,7 @@ class Session:
         while True:
             with self.timed("partition"):
                 partition = divide(program, reason_of, self.options.min_block_size)
+            self._insist(partition.fallback)
             try:
                 steps = [self._step(program, segment, graph) for segment in partition.segments]
                 break
@@ -137,6 +138,8 @@ class Session:
                 lowered = lower(program, segment)
         except NodeRefused as error:
             raise _Refused([error.node], str(error)) from error
+        except Exception as error:
+            raise _Refused(segment.nodes, _fault("lowering", error)) from error
         engine = self._engine(lowered, segment) if self.build else None
         if engine is not None:
             graph.engines.append(engine)
@@ -147,30 +150,36 @@ class Session:
         return segment, reference_runner(lowered, segment)
 
     def _engine(self, lowered: Lowered, segment: Segment) -> Engine:
-        with self.timed("digest"):
-            parts = key_parts(lowered, self.settings)
         try:
+            with self.timed("digest"):
+                parts = key_parts(lowered, self.settings)
             with self.timed("build"):
                 cache = Cache(self.options.cache_dir)
                 return get_engine(lowered, self.settings, cache, self.progress, parts)
-        except BuildError as error:
-            nodes = [node for node in segment.nodes if node.meta.get("val") is not None]
-            raise _Refused(nodes, str(error)) from error
+        except (BuildError, LoweringError) as error:
+            raise _Refused(segment.nodes, str(error)) from error
 
-    def _tell(self, fallback: Sequence[Fallback]) -> None:
-        """Log once what stays in PyTorch, or raise where the caller wants all of it lowered."""
-        if not fallback:
-            return
-        if self.options.strict:
+    def _insist(self, fallback: Sequence[Fallback]) -> None:
+        """Raise where the caller wants everything lowered and something is not."""
+        if fallback and self.options.strict:
             first = fallback[0]
             more = f" ({len(fallback) - 1} more ops)" if len(fallback) > 1 else ""
             raise LoweringError(f"{first.reason}{more}. {first.line}".strip())
+
+    def _tell(self, fallback: Sequence[Fallback]) -> None:
+        """Log once what stays in PyTorch."""
         for reason in dict.fromkeys(item.reason for item in fallback):
             log.warning("%s: this part stays in PyTorch", reason)
 
 
 def _stays(node: fx.Node, reason_of: Callable[[fx.Node], str | None]) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and reason_of(node) is not None
+
+
+def _fault(stage: str, error: Exception) -> str:
+    if isinstance(error, LoweringError):
+        return str(error)
+    return f"{stage} failed with {type(error).__name__}: {error}: please report this"
 
 
 class _Refused(Exception):

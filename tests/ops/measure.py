@@ -1,23 +1,24 @@
-"""What became of an op: all its samples in all its types."""
+"""What became of an op: all its samples, type by type."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from tests.ops.harness import EAGER, LOWERED, RAISED, WRONG, Outcome, run_call
-from tests.ops.relevant import dtypes_of
-from tests.ops.samples import is_empty, samples_of
+from tests.ops.harness import EAGER, LOWERED, RAISED, RANDOM, WRONG, Outcome, run_call
+from tests.ops.samples import samples_of
+
+PARTLY = "partly"
 
 
 @dataclass(frozen=True)
 class Measured:
     """The outcomes of an op's samples in one type."""
 
-    dtype: torch.dtype
     outcomes: tuple[Outcome, ...]
 
     @property
@@ -27,28 +28,32 @@ class Measured:
         for bad in (WRONG, RAISED):
             if bad in states:
                 return bad
-        if EAGER not in states:
-            return LOWERED
-        return "partly" if LOWERED in states else EAGER
+        if EAGER in states:
+            return PARTLY if LOWERED in states else EAGER
+        return LOWERED if LOWERED in states else RANDOM
 
     @property
     def reason(self) -> str:
         """The most frequent reason among the samples that decide the state."""
-        deciding = self.state if self.state in (WRONG, RAISED) else EAGER
+        deciding = self.state if self.state in (WRONG, RAISED, RANDOM) else EAGER
         reasons = Counter(item.reason for item in self.outcomes if item.state == deciding)
         return reasons.most_common(1)[0][0] if reasons else ""
 
 
-def measure(op: Any, dtype: torch.dtype, *, build_first: bool = False) -> Measured:
-    """Run the samples of an op in one type; ``build_first`` builds engines for the first of them."""
+def function_of(op: Any) -> Callable[..., Any]:
+    """Return what an op calls; attention without the wrapper that hides its name."""
+    if op.name == "nn.functional.scaled_dot_product_attention":
+        return torch.nn.functional.scaled_dot_product_attention
+    return op.op  # type: ignore[no-any-return]
+
+
+def measure(op: Any, dtype: torch.dtype, *, build: bool = True) -> Measured:
+    """Run the samples of an op in one type; ``build`` builds the engine of the first lowered one."""
+    function = function_of(op)
     outcomes = []
-    for place, (args, kwargs) in enumerate(samples_of(op, dtype)):
-        outcomes.append(run_call(op.op, args, kwargs, build=build_first and place == 0))
-    return Measured(dtype, tuple(outcomes))
-
-
-def measure_all(op: Any, *, build_first: bool = False) -> list[Measured]:
-    return [measure(op, dtype, build_first=build_first) for dtype in dtypes_of(op)]
-
-
-__all__ = ["Measured", "is_empty", "measure", "measure_all"]
+    for args, kwargs in samples_of(op, dtype):
+        outcome = run_call(function, args, kwargs)
+        if outcome.state == LOWERED and build:
+            outcome, build = run_call(function, args, kwargs, build=True), False
+        outcomes.append(outcome)
+    return Measured(tuple(outcomes))

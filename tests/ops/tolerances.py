@@ -10,6 +10,8 @@ of another order of summation:
 | bfloat16 | 5e-2 | 2e-2 | 1e-2 |
 
 The second column is for sums in which large terms cancel. NaN must be NaN, infinities must agree.
+An answer in float16 may also be that of the same call in float32, rounded: PyTorch's decompositions
+compute in float32 where its kernels do not.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -103,14 +104,22 @@ def capture(
         with _disable_current_modes():  # Dynamo calls inside a fake mode; weights are real
             variants = [compile_program(program_from_aot(gm, frozen))]
 
+        compiling = threading.Lock()
+
+        def current(args: Sequence[Any]) -> Executable | None:
+            return next((item for item in tuple(variants) if item.is_current(args)), None)
+
         def run(args: Sequence[Any]) -> list[Any]:
-            for variant in variants:
-                if variant.is_current(args):
-                    return variant(args)
-            fresh = {place: args[place] for place in frozen}
-            variants.insert(0, compile_program(program_from_aot(gm, fresh)))
-            del variants[VARIANTS:]
-            return variants[0](args)
+            variant = current(args)
+            if variant is None:
+                with compiling:  # another thread may have met the same weights
+                    variant = current(args)
+                    if variant is None:
+                        fresh = {place: args[place] for place in frozen}
+                        variant = compile_program(program_from_aot(gm, fresh))
+                        variants.insert(0, variant)
+                        del variants[VARIANTS:]
+            return variant(args)
 
         run._boxed_call = True  # type: ignore[attr-defined]  # AOTAutograd hands over one list
         return run
@@ -195,8 +204,8 @@ def program_from_aot(original: fx.GraphModule, frozen: dict[int, torch.Tensor]) 
         graph.erase_node(node)
     positions = tuple(index for index in range(len(placeholders)) if index not in frozen)
     output = graph.output_node()
-    computed, results = describe_results(list(output.args[0]))  # type: ignore[arg-type]
-    output.args = ((*computed, *mutated.values()),)
+    computed, sizes, results = describe_results(list(output.args[0]))  # type: ignore[arg-type]
+    output.args = ((*computed, *mutated.values(), *sizes),)
     program = Program(module, positions, frozen, tuple(mutated), results)
     program.check()
     return program

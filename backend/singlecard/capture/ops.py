@@ -57,7 +57,7 @@ def _linear_fake(
 
 
 def _rms_norm(input: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
-    x = input.float()
+    x = input if input.dtype == torch.float64 else input.float()
     normal = (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)).to(input.dtype)
     return normal if weight is None else weight * normal
 

@@ -24,7 +24,7 @@ class Program:
     Attributes:
         module: the graph. Its placeholders are the inputs that vary from call to call, in order;
             constants are ``get_attr`` nodes; its outputs are the results, then the new values of
-            the mutated inputs.
+            the mutated inputs, then sizes that views among the results need.
         positions: for each placeholder, its place in the flat list that AOTAutograd calls with.
         frozen: for each frozen tensor, its place in that list and the tensor it must be.
         mutations: for each output after the results, the place of the input it is written to.

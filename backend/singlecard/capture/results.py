@@ -1,17 +1,33 @@
 """What PyTorch promises of a result beside its values: whose memory it shares, and its layout.
 
-AOTAutograd regenerates results that are views of inputs. What results share among each other is
+AOTAutograd makes results that are views of inputs again. What results share among each other is
 the graph's own business, and rewrites must neither lose it nor add to it.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
+
+
+@dataclass(frozen=True)
+class SizeAt:
+    """Stands for a size that is only known in a call: its place among the graph's size outputs."""
+
+    place: int
+
+
+@dataclass(frozen=True)
+class View:
+    """An op that looks at its first argument's memory; ``rest`` are its other arguments."""
+
+    target: Any
+    rest: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -23,20 +39,23 @@ class Result:
             AOTAutograd makes again, and for what is no tensor.
         order: the owner's axes from the largest stride to the smallest; None where it is contiguous
             or the order is not known.
-        views: the ops that make the result from its owner, to be done again on every call.
+        views: what makes the result from its owner, done again on every call.
     """
 
     owner: int | None = None
     order: tuple[int, ...] | None = None
-    views: tuple[fx.Node, ...] = ()
+    views: tuple[View, ...] = ()
 
 
-def describe_results(results: Sequence[Any]) -> tuple[list[Any], tuple[Result, ...]]:
-    """Return what a graph shall compute for its results, and how each is made from that."""
-    chains = [_views(item) if _is_tensor(item) else (item, ()) for item in results]
-    counts: dict[Any, set[Any]] = {}
+def describe_results(
+    results: Sequence[Any],
+) -> tuple[list[Any], list[fx.Node], tuple[Result, ...]]:
+    """Return what a graph shall compute for its results, sizes needed, and how each is made."""
+    sizes: dict[fx.Node, SizeAt] = {}
+    chains = [_views(item) if _is_tensor(item) else (item, []) for item in results]
+    sharing: dict[Any, set[Any]] = {}
     for item, (owner, _) in zip(results, chains, strict=True):
-        counts.setdefault(owner, set()).add(item)
+        sharing.setdefault(owner, set()).add(item)
     owners: dict[Any, int] = {}
     computed, described = [], []
     for item, (owner, views) in zip(results, chains, strict=True):
@@ -44,12 +63,13 @@ def describe_results(results: Sequence[Any]) -> tuple[list[Any], tuple[Result, .
             computed.append(item)
             described.append(Result())
             continue
-        if len(counts[owner]) == 1:  # alone in its memory: the views may run in the engine
-            owner, views = item, ()
+        if len(sharing[owner]) == 1:  # alone in its memory: its views may be part of an engine
+            owner, views = item, []
         place = owners.setdefault(owner, len(owners))
         computed.append(owner)
-        described.append(Result(place, _axis_order(owner.meta["val"]), views))
-    return computed, tuple(described)
+        made = tuple(View(view.target, _rest(view, sizes)) for view in views)
+        described.append(Result(place, axis_order(owner.meta["val"]), made))
+    return computed, list(sizes), tuple(described)
 
 
 def laid_out(value: torch.Tensor, order: tuple[int, ...] | None) -> torch.Tensor:
@@ -60,42 +80,64 @@ def laid_out(value: torch.Tensor, order: tuple[int, ...] | None) -> torch.Tensor
     return value.permute(order).contiguous().permute(inverse)
 
 
+def view_again(value: Any, views: Sequence[View], sizes: Sequence[Any]) -> Any:
+    """Apply views to a tensor, with the sizes of this call."""
+    for view in views:
+        rest = fx.node.map_aggregate(
+            view.rest, lambda arg: sizes[arg.place] if isinstance(arg, SizeAt) else arg
+        )
+        value = view.target(value, *rest)
+    return value
+
+
 def _is_tensor(item: Any) -> bool:
     return isinstance(item, fx.Node) and isinstance(item.meta.get("val"), torch.Tensor)
 
 
-def _views(node: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
+def _views(node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
     """Follow views up to the op that owns the memory; return it and the views, first to last."""
     chain: list[fx.Node] = []
-    while _is_view(node):
-        chain.insert(0, node)
-        node = node.args[0]  # type: ignore[assignment]
-    return node, tuple(chain)
+    while True:
+        if node.target is operator.getitem and _is_view(node.args[0]):
+            chain[:0] = [node.args[0], node]  # type: ignore[list-item]
+            node = node.args[0].args[0]  # type: ignore[union-attr, assignment]
+        elif _is_view(node) and _is_tensor(node):
+            chain.insert(0, node)
+            node = node.args[0]  # type: ignore[assignment]
+        else:
+            return node, chain
 
 
-def _is_view(node: fx.Node) -> bool:
+def _is_view(node: Any) -> bool:
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or not node.args:
+    if not isinstance(target, torch._ops.OpOverload) or not node.args or node.kwargs:
         return False
-    alias, source = target._schema.arguments[0].alias_info, node.args[0]
-    return alias is not None and not alias.is_write and _is_tensor(source)
+    alias = target._schema.arguments[0].alias_info
+    return alias is not None and not alias.is_write and _is_tensor(node.args[0])
 
 
-def _axis_order(value: torch.Tensor) -> tuple[int, ...] | None:
-    strides = [_hint(stride) for stride in value.stride()]
-    sizes = [_hint(size) for size in value.shape]
-    if any(item is None for item in (*strides, *sizes)):
+def _rest(view: fx.Node, sizes: dict[fx.Node, SizeAt]) -> tuple[Any, ...]:
+    def place_of(arg: Any) -> Any:
+        return sizes.setdefault(arg, SizeAt(len(sizes))) if isinstance(arg, fx.Node) else arg
+
+    return tuple(fx.node.map_aggregate(arg, place_of) for arg in view.args[1:])
+
+
+def axis_order(value: torch.Tensor) -> tuple[int, ...] | None:
+    """Return a fake tensor's axes from the largest stride on; None if contiguous or not known."""
+    sizes, strides = ([_hint(item) for item in items] for items in (value.shape, value.stride()))
+    if None in sizes or None in strides:
         return None
-    if any(s == 0 and size > 1 for s, size in zip(strides, sizes, strict=True)):  # type: ignore[operator]
-        return None
-    # Axes of extent 1 have no place of their own: they stay beside their neighbours.
+    # Axes of extent 1 lie anywhere: they keep their places.
     moving = [axis for axis, size in enumerate(sizes) if size != 1]
-    sorted_axes = iter(sorted(moving, key=lambda axis: -strides[axis]))  # type: ignore[operator]
-    order = tuple(next(sorted_axes) if sizes[axis] != 1 else axis for axis in range(value.ndim))
+    if any(strides[axis] == 0 for axis in moving):
+        return None
+    by_stride = iter(sorted(moving, key=lambda axis: -(strides[axis] or 0)))
+    order = tuple(axis if size == 1 else next(by_stride) for axis, size in enumerate(sizes))
     return None if order == tuple(range(value.ndim)) else order
 
 
 def _hint(size: Any) -> int | None:
     if isinstance(size, torch.SymInt):
-        return int(size.node.hint) if size.node.hint is not None else None
+        return None if size.node.hint is None else int(size.node.hint)
     return int(size)

@@ -36,7 +36,7 @@ def print_answer(answer: Answer, as_json: bool) -> None:
         print_document(answer.document)
     else:
         width = None if sys.stdout.isatty() else _PIPED_WIDTH
-        Console(width=width, soft_wrap=False).print(answer.shown)
+        Console(width=width).print(answer.shown, crop=False)  # a path must stay whole
 
 
 def print_document(document: Mapping[str, Any]) -> None:

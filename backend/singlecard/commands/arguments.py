@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that raises, so that its errors read like all others."""
 
     def error(self, message: str) -> NoReturn:
-        raise OptionError(f"{message}. See '{self.prog} --help'")
+        raise OptionError(f"{message} (see '{self.prog} --help')")
 
     def refuse_unknown(self, unknown: Sequence[str]) -> None:
         """Raise for the first argument that no one declared."""

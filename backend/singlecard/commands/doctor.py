@@ -24,18 +24,22 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> Answer:
-    from singlecard.report.installation import inspect_installation, served_types
+    from singlecard.report.installation import builds_for_other_cards, inspect_installation
     from singlecard.report.tables import facts_table
 
     findings = inspect_installation(given.cache_dir)
     can_build = not any(finding.fine is False for finding in findings)
-    types = served_types() if can_build else {}
+    types: dict[str, dict[str, bool]] = {}
+    if can_build and builds_for_other_cards():
+        from singlecard.report.trial import measure_targets
+
+        types = measure_targets()
     document = {
         "can_build": can_build,
         "findings": [vars(finding) for finding in findings],
         "targets": types,
     }
-    marks = {True: "", False: "WRONG ", None: ""}
+    marks = {True: "", False: "WRONG: ", None: ""}
     rows = [(item.name, marks[item.fine] + item.value, item.cure) for item in findings]
     verdict = "Engines can be built." if can_build else "Engines cannot be built."
     parts: list[Table | str] = [facts_table("singlecard doctor", rows)]
@@ -45,13 +49,18 @@ def run(given: argparse.Namespace) -> Answer:
 
 
 def _types_table(types: dict[str, dict[str, bool]]) -> Table:
-    from singlecard.report.installation import card_names
+    from singlecard.engine.cards import cards_of
     from singlecard.report.plan_rows import Grid
     from singlecard.report.render import table_of
 
     rows = [
-        (target, *("yes" if served else "no" for served in row.values()), card_names(target))
+        (
+            target,
+            *("yes" if builds else "no" for builds in row.values()),
+            ", ".join(card.name for card in cards_of([target])),
+        )
         for target, row in types.items()
     ]
-    precisions = tuple(next(iter(types.values())))
-    return table_of(Grid("Targets", ("target", *precisions, "cards"), tuple(rows)))
+    columns = ("target", *next(iter(types.values())), "cards")
+    note = "a matrix product of this type builds: tried just now"
+    return table_of(Grid("Targets", columns, tuple(rows), note))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -31,16 +33,29 @@ def run_model(
         ModelError: MODEL leads to no model, or to one that raises.
         CacheError: the cache folder cannot be used; found before the work, which may be long.
     """
-    model = load_model(given.model)
-    Cache(options.cache_dir).open()
+    with nullcontext() if given.debug else _quiet_torch():
+        model = load_model(given.model)
+        Cache(options.cache_dir).open()
+        try:
+            with progress_bars(given.model) as progress:
+                return work(model, progress)
+        except SinglecardError:
+            raise
+        except Exception:
+            _check_runs(model)
+            raise
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Keep PyTorch from logging the traceback of an error that it raises as well."""
+    log = logging.getLogger("torch")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
-        with progress_bars(given.model) as progress:
-            return work(model, progress)
-    except SinglecardError:
-        raise
-    except Exception:
-        _check_runs(model)
-        raise
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _check_runs(model: Model) -> None:
@@ -49,9 +64,8 @@ def _check_runs(model: Model) -> None:
         with torch.no_grad():
             model.module(*copied(model.args), **copied(model.kwargs))
     except Exception as error:
-        place = place_of(error)
         raise ModelError(
-            f"the model {model.name} raised {type(error).__name__}: {first_line(error)}"
-            f"{f' at {place}' if place else ''}. It does so in plain PyTorch too: correct the "
-            "model or its example arguments"
+            f"the model {model.name} raised {type(error).__name__} at {place_of(error)}: "
+            f"{first_line(error)}. It does so in plain PyTorch too: correct the model or its "
+            "example arguments"
         ) from error

@@ -6,6 +6,7 @@ renamed, guarded by a lock per digest, and checked by its own checksum when it i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -72,17 +73,24 @@ class Cache:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise self._unusable(error.strerror or str(error)) from error
+        self._check()
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise self._unusable("it is not writable")
+
+    def _check(self) -> None:
+        """Refuse a folder that somebody else could put engines into."""
+        try:
             status = self.folder.stat()
         except OSError as error:
             raise self._unusable(error.strerror or str(error)) from error
         if not stat.S_ISDIR(status.st_mode):
             raise self._unusable("it is not a folder")
-        if status.st_uid != os.getuid():
+        if status.st_uid not in (os.getuid(), 0):
             raise self._unusable("it belongs to another user, who could replace engines")
         if status.st_mode & stat.S_IWOTH:
             raise self._unusable("everybody may write to it: run 'chmod o-w' on it")
-        if not os.access(self.folder, os.W_OK | os.X_OK):
-            raise self._unusable("it is not writable")
 
     def _unusable(self, why: str) -> CacheError:
         return CacheError(
@@ -99,22 +107,20 @@ class Cache:
         A damaged entry is set aside under ``<digest>.damaged``, and counts as missing.
         """
         folder = self.path(digest)
-        if not folder.is_dir():
+        if not os.path.lexists(folder):
             return None
+        self._check()
         try:
             entry = self._read(folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._set_aside(folder, str(error))
             return None
-        os.utime(folder)
+        with contextlib.suppress(OSError):  # a cache baked into an image may be read-only
+            os.utime(folder)
         return entry
 
     def _read(self, folder: Path) -> Entry:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"format {manifest['format']} instead of {FORMAT}")
-        if manifest["digest"] != folder.name:
-            raise ValueError(f"the entry is for {manifest['digest']}")
+        manifest = self._manifest(folder)
         plan = folder / PLAN
         if plan.stat().st_size != manifest["plan_bytes"]:
             raise ValueError(f"{plan.stat().st_size} bytes instead of {manifest['plan_bytes']}")
@@ -122,11 +128,25 @@ class Cache:
             raise ValueError("the checksum of the plan differs")
         return Entry(folder.name, folder, manifest)
 
+    def _manifest(self, folder: Path) -> dict[str, Any]:
+        if folder.is_symlink():
+            raise ValueError("it is a link")
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']} instead of {FORMAT}")
+        if manifest["digest"] != folder.name:
+            raise ValueError(f"the entry is for {manifest['digest']}")
+        if manifest.pop("manifest_digest") != _manifest_digest(manifest):
+            raise ValueError("the checksum of the manifest differs")
+        return manifest
+
     def _set_aside(self, folder: Path, why: str) -> None:
         aside = folder.with_name(f"{folder.name}.damaged")
-        shutil.rmtree(aside, ignore_errors=True)
+        _discard(aside)
         try:
             folder.rename(aside)
+        except FileNotFoundError:
+            return  # another process was faster
         except OSError as error:
             raise CacheError(
                 f"the cache entry {folder} is damaged ({why}) and cannot be set aside "
@@ -157,18 +177,23 @@ class Cache:
         try:
             facts = write(temporary)
             plan = temporary / PLAN
-            manifest = facts | {
+            _sync(plan)
+            manifest: dict[str, Any] = facts | {
                 "format": FORMAT,
                 "digest": digest,
                 "created": time.time(),
                 "plan_bytes": plan.stat().st_size,
                 "plan_digest": file_digest(plan),
             }
-            _write_synced(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+            manifest = json.loads(json.dumps(manifest))  # as it will be read
+            sealed = manifest | {"manifest_digest": _manifest_digest(manifest)}
+            (temporary / MANIFEST).write_text(json.dumps(sealed, indent=1))
+            _sync(temporary / MANIFEST)
+            _sync(temporary)
             target = self.path(digest)
-            shutil.rmtree(target, ignore_errors=True)
+            _discard(target)
             temporary.rename(target)
-            _sync_folder(self.folder)
+            _sync(self.folder)
             return Entry(digest, target, manifest)
         except OSError as error:
             raise CacheError(
@@ -183,9 +208,9 @@ class Cache:
         found = []
         for folder in self._folders():
             try:
-                manifest = json.loads((folder / MANIFEST).read_text())
-                found.append((folder.stat().st_mtime, Entry(folder.name, folder, manifest)))
-            except (OSError, ValueError):
+                entry = Entry(folder.name, folder, self._manifest(folder))
+                found.append((folder.stat().st_mtime, entry))
+            except (OSError, ValueError, KeyError, TypeError):
                 continue
         return [entry for _, entry in sorted(found, key=lambda item: -item[0])]
 
@@ -233,15 +258,21 @@ class Cache:
         return count
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _manifest_digest(manifest: dict[str, Any]) -> str:
+    return blake3.blake3(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _discard(path: Path) -> None:
+    """Remove a folder, a file or a link, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have a file's content, or a folder's list of names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -72,6 +72,7 @@ def lower(program: Program, segment: Segment) -> Lowered:
     values: dict[fx.Node, Any] = {}
     tensors = [node for node in segment.inputs if isinstance(node.meta["val"], torch.Tensor)]
     sizes = Sizes(net)
+    net.size_of = sizes.of
     profiles: dict[str, Profile] = {}
     for index, node in enumerate(tensors):
         fake = node.meta["val"]
@@ -114,10 +115,15 @@ def _lower_node(
     path = module_path(node)
     with net.scope(f"{path}/{op_name(node)}"):
         arguments = {name: _map(arg, value_of) for name, arg in call.arguments.items()}
-        net.result = call.result
+        net.result, net.used = call.result, _used_entries(node)
         result = table()[node.target].lower(net, *arguments.values())
     _check(node, result)
     values[node] = result
+
+
+def _used_entries(node: fx.Node) -> frozenset[int]:
+    """Return which entries of a tuple anything reads."""
+    return frozenset(user.args[1] for user in node.users if user.target is operator.getitem)  # type: ignore[misc]
 
 
 def _map(arg: Any, value_of: Any) -> Any:

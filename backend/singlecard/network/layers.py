@@ -111,9 +111,13 @@ class Layers(Shapes):
         return self.output_of(self.add("reduce", x.handle, kind, mask, keepdim))
 
     def softmax(self, x: Tensor, axis: int) -> Tensor:
+        rank = x.ndim
+        axis %= max(rank, 1)
+        if rank < 2:  # the layer takes two dimensions or more
+            x, axis = self.pad_rank(x, 2), axis + 2 - rank if rank else 1
         layer = self.add("softmax", x.handle)
-        layer.axes = _mask([axis % x.ndim])
-        return self.output_of(layer)
+        layer.axes = _mask([axis])
+        return self.squeeze(self.output_of(layer), range(2 - rank) if rank < 2 else ())
 
     def normalization(
         self,
@@ -185,6 +189,9 @@ class Layers(Shapes):
 
     def topk(self, x: Tensor, k: int, axis: int, largest: bool) -> tuple[Tensor, Tensor]:
         """Return values and int64 indices of the ``k`` extreme elements, sorted."""
+        if x.ndim == 1:  # the layer takes two dimensions or more
+            values, indices = self.topk(self.pad_rank(x, 2), k, 1, largest)
+            return self.squeeze(values, [0]), self.squeeze(indices, [0])
         trt = tensorrt()
         kind = trt.TopKOperation.MAX if largest else trt.TopKOperation.MIN
         layer = self.add("topk", x.handle, kind, k, _mask([axis % x.ndim]), trt.DataType.INT64)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from singlecard.network.layers import Layers
+from singlecard.network.tensor import Size
 
 
 class Net(Layers):
     """A TensorRT network under construction, in terms of tensors.
 
-    ``result`` holds what PyTorch says of the op being lowered: a fake tensor, or a tuple of them.
+    Of the op being lowered, ``result`` holds what PyTorch says of its result: a fake tensor, or a
+    tuple of them; ``used`` which entries of the tuple anything reads; ``size_of`` makes a size of
+    the network of a symbolic one, such as an extent of ``result``.
     """
 
     result: Any = None
+    used: frozenset[int] = frozenset()
+    size_of: Callable[[Any], Size] = int

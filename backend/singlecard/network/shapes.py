@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from singlecard.errors import LoweringError
 from singlecard.network.arithmetic import Arithmetic
 from singlecard.network.flavour import tensorrt
 from singlecard.network.tensor import Size, Tensor
+
+#: What changes nothing as the second operand.
+_NEUTRAL = {"SUM": 0, "SUB": 0, "PROD": 1, "FLOOR_DIV": 1}
+
+_KNOWN_SIZES: dict[str, Callable[[int, int], int]] = {
+    "SUM": operator.add,
+    "SUB": operator.sub,
+    "PROD": operator.mul,
+    "FLOOR_DIV": operator.floordiv,
+    "MIN": min,
+    "MAX": max,
+}
 
 
 class Shapes(Arithmetic):
@@ -26,6 +38,7 @@ class Shapes(Arithmetic):
             shape = self.output_of(self.add("shape", x.handle))
             layer = self.add("slice", shape.handle, (axis,), (1,), (1,))
             self._constants[key] = self.output_of(layer)
+            self._constants[("sized", id(x.handle))] = x  # an id is only good while its owner lives
         return self._constants[key]
 
     def sizes(self, x: Tensor) -> list[Size]:
@@ -42,13 +55,28 @@ class Shapes(Arithmetic):
 
     def size_math(self, operation: str, a: Size, b: Size) -> Size:
         """Combine two sizes by an ``ElementWiseOperation``, such as FLOOR_DIV."""
+        if isinstance(a, int) and isinstance(b, int):
+            return _KNOWN_SIZES[operation](a, b)
+        if b == _NEUTRAL.get(operation):
+            return a
+        if a == _NEUTRAL.get(operation) and operation in ("SUM", "PROD"):
+            return b
         left, right = (
             self.constant(torch.tensor([size])) if isinstance(size, int) else size
             for size in (a, b)
         )
-        if isinstance(a, int) and isinstance(b, int):
-            raise LoweringError(f"{operation} of two known sizes needs no layer")
         return self.binary(operation, left, right)
+
+    def iota(self, length: Size) -> Tensor:
+        """Return the int64 numbers 0, 1, 2, ... up to a length that may be dynamic."""
+        if isinstance(length, int):
+            return self.constant(torch.arange(length))
+        trt = tensorrt()
+        layer = self.add("fill", (1,), trt.FillOperation.LINSPACE, trt.DataType.INT64)
+        layer.set_input(0, length.handle)
+        layer.set_input(1, self.scalar(0, torch.int64).handle)
+        layer.set_input(2, self.scalar(1, torch.int64, 1).handle)
+        return self.output_of(layer)
 
     def reshape(self, x: Tensor, sizes: Sequence[Size]) -> Tensor:
         """Return ``x`` with another shape; one size may be -1."""

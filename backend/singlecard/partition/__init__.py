@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +67,19 @@ def divide(
             if reason is not None:
                 reasons[node] = reason
     segments = _segments(program, reasons)
+    while small := _small_blocks(segments, min_block_size):
+        reasons.update(small)  # blocks that stood behind these may move apart, and be small now
+        segments = _segments(program, reasons)
+    counted = [node for node in program.calls() if _is_counted(node)]
+    fallback = tuple(
+        Fallback(op_name(node), reason, source_line(node)) for node, reason in reasons.items()
+    )
+    return Partition(segments, fallback, len(counted), len(counted) - len(reasons))
+
+
+def _small_blocks(segments: Sequence[Segment], min_block_size: int) -> dict[fx.Node, str]:
+    """Return the ops of engines that would have too few, each with the reason."""
+    reasons: dict[fx.Node, str] = {}
     for segment in segments:
         counted = [node for node in segment.nodes if _is_counted(node)]
         if segment.lowered and len(counted) < min_block_size:
@@ -75,12 +88,7 @@ def divide(
                     f"{op_name(node)} stands in a block of {len(counted)} ops, fewer than "
                     f"min_block_size = {min_block_size}"
                 )
-    segments = _segments(program, reasons)
-    counted = [node for node in program.calls() if _is_counted(node)]
-    fallback = tuple(
-        Fallback(op_name(node), reason, source_line(node)) for node, reason in reasons.items()
-    )
-    return Partition(segments, fallback, len(counted), len(counted) - len(reasons))
+    return reasons
 
 
 def _segments(program: Program, reasons: dict[fx.Node, str]) -> tuple[Segment, ...]:

@@ -24,7 +24,7 @@ from torch import fx
 
 from singlecard.capture import ops
 from singlecard.capture.program import Program
-from singlecard.passes.rule import is_call, only_user, shape_of
+from singlecard.passes.rule import is_call, only_user, same_shape, shape_of
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
@@ -66,13 +66,20 @@ def _biased(program: Program, node: Any) -> Biased | None:
     """Recognize linear(x, w, b) and x + b with a constant vector b."""
     if is_call(node, aten.linear.default) and len(node.args) > 2:
         bias = program.constant(node.args[2])
-    elif is_call(node, aten.add.Tensor) and not node.kwargs:
+    elif is_call(node, aten.add.Tensor) and not node.kwargs and _keeps_first(node):
         bias = program.constant(node.args[1])
     else:
         return None
     if bias is None or bias.ndim != 1 or bias.shape[0] != shape_of(node)[-1]:
         return None
     return Biased(node, bias)
+
+
+def _keeps_first(node: fx.Node) -> bool:
+    """Tell whether a sum has the type and shape of its first operand."""
+    first: Any = node.args[0]
+    known = isinstance(first, fx.Node) and first.meta["val"].dtype == node.meta["val"].dtype
+    return known and same_shape(first, node)
 
 
 def _without_bias(program: Program, biased: Biased) -> None:
@@ -94,7 +101,9 @@ def push_bias_through_split(program: Program, node: fx.Node) -> bool:
     if axis not in (-1, len(shape_of(node.args[0])) - 1):  # type: ignore[arg-type]
         return False
     biased = _biased(program, node.args[0])
-    if biased is None or only_user(biased.node) is not node or len(parts) != len(pieces):
+    if biased is None or only_user(biased.node) is not node:
+        return False
+    if not len(node.users) == len(parts) == len(pieces):
         return False
     if not any(_feeds_attention(part) for part in parts.values()):
         return False
@@ -197,6 +206,8 @@ def _add_behind_projection(program: Program, merged: fx.Node, bias: torch.Tensor
         weight = program.constant(projection.args[1])  # type: ignore[arg-type]
         biased = _biased(program, only_user(projection))
         if weight is None or weight.ndim != 2 or biased is None:
+            return False
+        if not is_call(biased.node, aten.add.Tensor):
             return False
         new = bias @ weight.to("cpu", torch.float64) + biased.bias.to("cpu", torch.float64)
         constant = program.new_constant(biased.node, new.to(biased.bias.dtype), biased.node)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -14,8 +16,22 @@ aten = torch.ops.aten
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 
 
-def _scale_and_shift(program: Program, node: fx.Node) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return the float64 factor and offset per channel, or None if not all are constant."""
+@dataclass(frozen=True)
+class Affine:
+    """What a batch norm does to each channel, in float64: ``(x - mean) * scale + bias``."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+    bias: torch.Tensor | None
+
+    @property
+    def shift(self) -> torch.Tensor:
+        shift = -self.mean * self.scale
+        return shift if self.bias is None else shift + self.bias
+
+
+def _affine(program: Program, node: fx.Node) -> Affine | None:
+    """Return what a batch norm does, or None if not all of it is constant."""
     weight, bias, mean, variance = (program.constant(arg) for arg in node.args[1:5])  # type: ignore[arg-type]
     if mean is None or variance is None:
         return None
@@ -26,10 +42,8 @@ def _scale_and_shift(program: Program, node: fx.Node) -> tuple[torch.Tensor, tor
     scale = torch.rsqrt(variance.to("cpu", torch.float64) + epsilon)
     if weight is not None:
         scale = scale * weight.to("cpu", torch.float64)
-    shift = -mean.to("cpu", torch.float64) * scale
-    if bias is not None:
-        shift = shift + bias.to("cpu", torch.float64)
-    return scale, shift
+    offset = None if bias is None else bias.to("cpu", torch.float64)
+    return Affine(mean.to("cpu", torch.float64), scale, offset)
 
 
 def fold_batch_norm(program: Program, node: fx.Node) -> bool:
@@ -39,25 +53,10 @@ def fold_batch_norm(program: Program, node: fx.Node) -> bool:
     users = list(node.users)
     if any(user.target is not operator.getitem or user.args[1] != 0 for user in users):
         return False
-    folded = _scale_and_shift(program, node)
-    if folded is None:
+    affine = _affine(program, node)
+    if affine is None:
         return False
-    scale, shift = folded
-    conv = node.args[0]
-    dtype = node.args[0].meta["val"].dtype  # type: ignore[union-attr]
-    result = _into_convolution(program, conv, node, scale, shift)
-    if result is None:
-        x = node.args[0]
-        extents = (1, -1) + (1,) * (len(shape_of(x)) - 2)  # type: ignore[arg-type]
-        factor, offset = (
-            program.new_constant(node, value.reshape(extents).to(dtype), x)  # type: ignore[arg-type]
-            for value in (scale, shift)
-        )
-        with program.graph.inserting_before(node):
-            product = program.graph.call_function(aten.mul.Tensor, (x, factor))
-            result = program.graph.call_function(aten.add.Tensor, (product, offset))
-        for new in (product, result):
-            new.meta = dict(node.meta, val=x.meta["val"])  # type: ignore[union-attr]
+    result = _into_convolution(program, node, affine) or _by_element(program, node, affine)
     for user in users:
         user.replace_all_uses_with(result)
         program.graph.erase_node(user)
@@ -65,28 +64,52 @@ def fold_batch_norm(program: Program, node: fx.Node) -> bool:
     return True
 
 
-def _into_convolution(
-    program: Program, conv: object, norm: fx.Node, scale: torch.Tensor, shift: torch.Tensor
-) -> fx.Node | None:
+def _by_element(program: Program, norm: fx.Node, affine: Affine) -> fx.Node:
+    """Write a batch norm as (x - mean) * scale + bias.
+
+    The mean goes first: x * scale can leave FP16's range where the result is small.
+    """
+    x: Any = norm.args[0]
+    result = x
+    extents = (1, -1) + (1,) * (len(shape_of(x)) - 2)
+    steps = (
+        (aten.sub.Tensor, affine.mean),
+        (aten.mul.Tensor, affine.scale),
+        (aten.add.Tensor, affine.bias),
+    )
+    for target, value in steps:
+        if value is None:
+            continue
+        operand = value.reshape(extents).to(x.meta["val"].dtype)
+        constant = program.new_constant(norm, operand, x)
+        with program.graph.inserting_before(norm):
+            result = program.graph.call_function(target, (result, constant))
+        result.meta = dict(norm.meta, val=x.meta["val"])
+    return result  # type: ignore[no-any-return]
+
+
+def _into_convolution(program: Program, norm: fx.Node, affine: Affine) -> fx.Node | None:
+    conv: Any = norm.args[0]
     if not is_call(conv, aten.convolution.default):
         return None
-    assert isinstance(conv, fx.Node)
     x, weight_node, bias_node = conv.args[:3]
-    weight, bias = program.constant(weight_node), program.constant(bias_node)  # type: ignore[arg-type]
+    weight, bias = program.constant(weight_node), program.constant(bias_node)
     if weight is None or (bias_node is not None and bias is None) or only_user(conv) is not norm:
         return None
     transposed, groups = conv.args[6], conv.args[8]
     if transposed and groups != 1:
         return None
     extents = (1, -1) if transposed else (-1, 1)
-    factor = scale.reshape(extents + (1,) * (weight.ndim - 2))
-    offset = shift if bias is None else shift + bias.to("cpu", torch.float64) * scale
-    new_weight = program.new_constant(
-        conv,
-        (weight.to("cpu", torch.float64) * factor).to(weight.dtype),
-        weight_node,  # type: ignore[arg-type]
-    )
-    new_bias = program.new_constant(conv, offset.to(weight.dtype), weight_node)  # type: ignore[arg-type]
+    factor = affine.scale.reshape(extents + (1,) * (weight.ndim - 2))
+    offset = affine.shift
+    if bias is not None:
+        offset = offset + bias.to("cpu", torch.float64) * affine.scale
+    product = (weight.to("cpu", torch.float64) * factor).to(weight.dtype)
+    offset = offset.to(weight.dtype)
+    if not (product.isfinite().all() and offset.isfinite().all()):
+        return None
+    new_weight = program.new_constant(conv, product, weight_node)
+    new_bias = program.new_constant(conv, offset, weight_node)
     new = replace(program, conv, conv.target, (x, new_weight, new_bias, *conv.args[3:]))
     program.graph.erase_node(conv) if not conv.users else None
     return new

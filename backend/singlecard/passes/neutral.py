@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from singlecard.capture.program import Program
-from singlecard.passes.rule import forward, is_call
+from singlecard.passes.rule import forward, is_call, same_shape
 
 aten = torch.ops.aten
 
@@ -46,8 +46,7 @@ def drop_neutral(program: Program, node: fx.Node) -> bool:
     for value, other in (node.args[:2], node.args[1::-1]):
         if not isinstance(value, fx.Node) or not _is_all(program, other, wanted):
             continue
-        before, after = value.meta["val"], node.meta["val"]
-        if before.dtype == after.dtype and tuple(before.shape) == tuple(after.shape):
+        if value.meta["val"].dtype == node.meta["val"].dtype and same_shape(value, node):
             forward(program, node, value)
             return True
     return False

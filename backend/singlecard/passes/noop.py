@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from singlecard.capture.program import Program
-from singlecard.passes.rule import forward, is_call
+from singlecard.passes.rule import BY_LAYOUT, forward, is_call, same_shape
 
 aten = torch.ops.aten
 
@@ -31,7 +31,7 @@ _SHAPES = (
 
 def drop_copy(program: Program, node: fx.Node) -> bool:
     """x -> clone -> y   becomes   x -> y: memory inside an engine is the builder's business."""
-    if not is_call(node, *_COPIES):
+    if not is_call(node, *_COPIES) or any(user.target in BY_LAYOUT for user in node.users):
         return False
     forward(program, node, node.args[0])  # type: ignore[arg-type]
     return True
@@ -43,7 +43,9 @@ def drop_identity(program: Program, node: fx.Node) -> bool:
         return False
     source = node.args[0]
     before, after = source.meta["val"], node.meta["val"]  # type: ignore[union-attr]
-    if before.dtype != after.dtype or tuple(before.shape) != tuple(after.shape):
+    if before.dtype != after.dtype or before.device != after.device:
+        return False
+    if not same_shape(source, node) or any(user.target in BY_LAYOUT for user in node.users):  # type: ignore[arg-type]
         return False
     if is_call(node, aten.permute.default):
         order = [axis % before.ndim for axis in node.args[1]]  # type: ignore[union-attr]

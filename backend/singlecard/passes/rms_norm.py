@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 def _mean_square(node: Any) -> Any:
     """Return x where node is mean(x ** 2, -1, keepdim=True)."""
-    if not is_call(node, aten.mean.dim) or len(node.args) < 3 or node.args[2] is not True:
+    if not is_call(node, aten.mean.dim) or node.kwargs or node.args[2:] != (True,):
         return None
     square = node.args[0]
     if list(node.args[1]) not in ([-1], [len(shape_of(square)) - 1]):
@@ -39,6 +39,8 @@ def fuse_rms_norm(program: Program, node: fx.Node) -> bool:
         if not is_call(shifted, aten.add.Tensor, aten.add.Scalar):
             continue
         mean, eps = shifted.args[:2]  # type: ignore[union-attr]
+        if shifted.kwargs or x.meta["val"].dtype != node.meta["val"].dtype:  # type: ignore[union-attr]
+            continue
         if isinstance(eps, (int, float)) and _mean_square(mean) is x:
             replace(program, node, ops.rms_norm, (x, None, float(eps)))
             program.graph.erase_node(node)

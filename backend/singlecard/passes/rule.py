@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from singlecard.capture.program import PATH_KEYS, Program
+
+#: Ops that read memory by its layout: a copy in front of them means something.
+BY_LAYOUT = (torch.ops.aten.as_strided.default, torch.ops.aten.view.dtype)
 
 #: A rule looks at one node; it returns True where it changed the graph around it.
 Rule = Callable[[Program, fx.Node], bool]
@@ -65,3 +70,11 @@ def is_node(value: Any) -> bool:
 
 def shape_of(node: fx.Node) -> tuple[Any, ...]:
     return tuple(node.meta["val"].shape)
+
+
+def same_shape(a: fx.Node, b: fx.Node) -> bool:
+    """Tell whether two shapes are known to be equal; asking adds no guard on symbolic sizes."""
+    before, after = shape_of(a), shape_of(b)
+    return len(before) == len(after) and all(
+        statically_known_true(x == y) for x, y in zip(before, after, strict=True)
+    )

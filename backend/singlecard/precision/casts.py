@@ -1,11 +1,14 @@
 """Where a Program computes in FP16 or BF16: casts are placed, every value's type is known after.
 
 Values that follow from integers alone (positions, rotary angles, masks) stay in FP32: FP16 cannot
-tell position 2049 from 2048. Sums over many elements stay in FP32 too.
+tell position 2049 from 2048. Sums over many elements stay in FP32 too, with the squares that go
+into them and the roots that are drawn from them. What exceeds the low type's range, as masks do
+that are filled with FP32's lowest number, becomes the type's own largest number, not infinity.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +16,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from singlecard.capture.ops import attention
 from singlecard.capture.program import PATH_KEYS, Program
 from singlecard.lowering.call import tensors_in
+from singlecard.precision.bounds import bound_of
 
 aten = torch.ops.aten
 
@@ -34,6 +39,30 @@ _FULL_PRECISION = frozenset(
         aten.linalg_vector_norm.default,
     }
 )
+
+#: What a network spends its time on; computed in the low type whatever its inputs follow from.
+_HEAVY = frozenset({aten.linear.default, aten.addmm.default, aten.convolution.default})
+
+#: Ops between a square and its sum, or behind a sum: small, and with values of any magnitude.
+_POINTWISE = frozenset(
+    {
+        aten.add.Tensor,
+        aten.add.Scalar,
+        aten.sub.Tensor,
+        aten.sub.Scalar,
+        aten.mul.Tensor,
+        aten.mul.Scalar,
+        aten.div.Tensor,
+        aten.div.Scalar,
+        aten.pow.Tensor_Scalar,
+        aten.rsqrt.default,
+        aten.sqrt.default,
+        aten.reciprocal.default,
+        aten.clamp.default,
+        aten.maximum.default,
+    }
+)
+_TERMS = frozenset({aten.pow.Tensor_Scalar, aten.mul.Tensor, aten.exp.default})
 
 
 def lower_precision(
@@ -57,6 +86,7 @@ class _Lowering:
         self.program, self.dtype, self.stays = program, dtype, stays
         self.casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
         self.from_integers: set[fx.Node] = set()
+        self.statistics: set[fx.Node] = set()
 
     def run(self) -> None:
         graph = self.program.graph
@@ -92,14 +122,43 @@ class _Lowering:
         ):
             return
         computed = [arg for arg in floats if arg.op != "get_attr"]  # constants follow the others
-        if not floats or (computed and all(arg in self.from_integers for arg in computed)):
+        if not floats or (
+            computed
+            and node.target not in _HEAVY
+            and all(arg in self.from_integers for arg in computed)
+        ):
             self.from_integers.add(node)
             return
-        if self.stays(node) or node.target in _FULL_PRECISION:
+        if self.is_statistic(node, computed):
+            self.statistics.add(node)
             self.recast_inputs(node, torch.float32)
             return
+        if self.stays(node) or _feeds_sums(node):
+            self.recast_inputs(node, torch.float32)
+            return
+        self.saturate_numbers(node)
         self.recast_inputs(node, self.dtype)
         self.retype(node)
+
+    def is_statistic(self, node: fx.Node, computed: list[fx.Node]) -> bool:
+        """Tell whether a value is a sum, or follows from sums alone without heavy work."""
+        if self.stays(node):
+            return False
+        behind = node.target in _POINTWISE and all(
+            arg in self.from_integers or arg in self.statistics for arg in computed
+        )
+        return node.target in _FULL_PRECISION or (bool(computed) and behind)
+
+    def saturate_numbers(self, node: fx.Node) -> None:
+        """Replace finite numbers that the low type cannot hold by the largest that it can."""
+        limit = torch.finfo(self.dtype).max
+
+        def saturated(arg: Any) -> Any:
+            if isinstance(arg, float) and math.isfinite(arg):
+                return min(max(arg, -limit), limit)
+            return arg
+
+        node.args = tuple(saturated(arg) for arg in node.args)
 
     def follow(self, node: fx.Node) -> None:
         """Give an item of a tuple the type that the tuple's maker gives it now."""
@@ -124,15 +183,44 @@ class _Lowering:
             return value
         key = (value, dtype)
         if key not in self.casts:
-            with self.program.graph.inserting_after(self.anchor(value)):
+            source = self.saturated(value) if dtype == self.dtype else value
+            with self.program.graph.inserting_after(self.anchor(source)):
                 new = self.program.graph.call_function(
-                    aten._to_copy.default, (value,), {"dtype": dtype}
+                    aten._to_copy.default, (source,), {"dtype": dtype}
                 )
             new.meta = {k: item for k, item in value.meta.items() if k in PATH_KEYS}
             new.meta["val"] = value.meta["val"].to(dtype)
             new.meta["declared_dtype"] = self.original(value)
             self.casts[key] = new
         return self.casts[key]
+
+    def saturated(self, value: fx.Node) -> fx.Node:
+        """Return a value held to the low type's range, where it may leave it."""
+        limit = torch.finfo(self.dtype).max
+        if value.op != "get_attr" and not (
+            value in self.from_integers or value in self.statistics or _is_mask(value)
+        ):
+            return value
+        if value.target in _FULL_PRECISION or bound_of(self.program, value) <= limit:
+            return value
+        constant = self.program.constant(value)
+        if constant is not None:  # folded later, infinities kept
+            return self.saturated_constant(value, constant, limit)
+        with self.program.graph.inserting_after(self.anchor(value)):
+            new = self.program.graph.call_function(aten.clamp.default, (value, -limit, limit))
+        new.meta = {k: item for k, item in value.meta.items() if k in (*PATH_KEYS, "val")}
+        return new
+
+    def saturated_constant(self, node: fx.Node, value: torch.Tensor, limit: float) -> fx.Node:
+        low, high = value.aminmax() if value.numel() else (value, value)
+        if value.numel() == 0 or bool((-limit <= low) & (high <= limit)):
+            return node
+        beyond = value.isfinite() & (value.abs() > limit)
+        if not bool(beyond.any()):
+            return node
+        return self.program.new_constant(
+            node.next, torch.where(beyond, value.clamp(-limit, limit), value), node
+        )
 
     @staticmethod
     def anchor(value: fx.Node) -> fx.Node:
@@ -158,3 +246,13 @@ class _Lowering:
         if node.kwargs.get("dtype") == torch.float32:
             node.kwargs = {**node.kwargs, "dtype": self.dtype}
         node.meta["val"] = low(before)
+
+
+def _feeds_sums(node: fx.Node) -> bool:
+    """Tell whether a value is a term of sums and nothing else, so that it may be large."""
+    return node.target in _TERMS and all(user.target in _FULL_PRECISION for user in node.users)
+
+
+def _is_mask(node: fx.Node) -> bool:
+    """Tell whether a value is what attention adds to its scores."""
+    return any(user.target == attention and user.args[3] is node for user in node.users)

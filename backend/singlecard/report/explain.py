@@ -188,8 +188,8 @@ def explain(
     Example:
         >>> import torch, singlecard
         >>> model = torch.nn.Linear(8, 4).eval()
-        >>> explanation = singlecard.explain(model, (torch.ones(2, 8),), options={"targets": "sm89"})
-        >>> explanation.engines[0].report.kernel_count
+        >>> found = singlecard.explain(model, (torch.ones(2, 8),), options={"targets": "sm89"})
+        >>> found.engines[0].report.kernel_count
         1
     """
     chosen = Options.parse(options)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from torch.utils import _pytree as pytree
 
 from singlecard.errors import ModelError
 from singlecard.report.model import Model
-from singlecard.report.origin import first_line
 
 
 def load_exported(path: Path) -> Model:
@@ -29,15 +26,19 @@ def load_exported(path: Path) -> Model:
             f"there is no file {path} (looked for {path.absolute()}): write one with "
             "torch.export.save(torch.export.export(module, args), path)"
         )
-    try:
-        with _quiet():
-            program = torch.export.load(path)
-            module = program.module()
-    except Exception as error:  # a damaged archive fails in many ways, inside torch
+    if not zipfile.is_zipfile(path):
         raise ModelError(
-            f"{path} is not a program that PyTorch {torch.__version__} can load "
-            f"({type(error).__name__}: {first_line(error)}): it may be damaged, or written by "
-            "another version. Write it again with torch.export.save"
+            f"{path} is damaged, or no .pt2 file at all (it is no whole zip archive): write it "
+            "again with torch.export.save"
+        )
+    try:
+        program = torch.export.load(path)
+        module = program.module()
+    except Exception as error:  # what is inside fails in many ways, and torch's text names none
+        raise ModelError(
+            f"{path} holds no program that PyTorch {torch.__version__} can load: it is damaged, or "
+            "written by another version or not by torch.export.save. Write it again; --debug "
+            "shows what torch says"
         ) from error
     if program.example_inputs is None:
         raise ModelError(
@@ -46,18 +47,6 @@ def load_exported(path: Path) -> Model:
         )
     args, kwargs = program.example_inputs
     return Model(str(path), module, tuple(args), dict(kwargs), _dynamic_shapes(program))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch from logging tracebacks of what it raises anyway."""
-    log = logging.getLogger("torch.export")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _dynamic_shapes(program: ExportedProgram) -> dict[str, Any] | None:
@@ -77,7 +66,7 @@ def _dynamic_shapes(program: ExportedProgram) -> dict[str, Any] | None:
 def _axes(program: ExportedProgram, value: Any) -> dict[int, tuple[int | None, int | None]] | None:
     if not isinstance(value, torch.Tensor):
         return None
-    ranges = {}
+    ranges: dict[int, tuple[int | None, int | None]] = {}
     for axis, extent in enumerate(value.shape):
         if isinstance(extent, torch.SymInt):
             span = program.range_constraints.get(extent.node.expr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import os
 import platform
 import shutil
@@ -11,16 +10,13 @@ import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import get_args
 
 from singlecard import __version__
 from singlecard.engine.cache import Cache
-from singlecard.engine.cards import cards_of
-from singlecard.errors import CacheError, SinglecardError, TargetError
+from singlecard.errors import CacheError, SinglecardError
 from singlecard.network.flavour import flavour_name, flavour_version, tensorrt
-from singlecard.options import Precision
 from singlecard.report.plan_rows import format_bytes
-from singlecard.targets import TARGETS, check_types
+from singlecard.targets import TARGETS
 
 
 @dataclass(frozen=True)
@@ -53,24 +49,9 @@ def inspect_installation(cache_dir: Path | None = None) -> list[Finding]:
     ]
 
 
-def served_types() -> dict[str, dict[str, bool]]:
-    """Return for each target whether each precision builds for it."""
-    return {
-        target: {precision: _has(target, precision) for precision in get_args(Precision)}
-        for target in TARGETS
-    }
-
-
-def card_names(target: str) -> str:
-    return ", ".join(card.name for card in cards_of([target]))
-
-
-def _has(target: str, precision: str) -> bool:
-    try:
-        check_types([precision], [target])
-    except TargetError:
-        return False
-    return True
+def builds_for_other_cards() -> bool:
+    """Tell whether the installed TensorRT builds for cards that are not in this machine."""
+    return hasattr(tensorrt(), "ComputeCapability")
 
 
 def _torch() -> Finding:
@@ -84,14 +65,14 @@ def _torch() -> Finding:
 
 def _tensorrt() -> list[Finding]:
     try:
-        library = tensorrt()
+        tensorrt()
     except SinglecardError as error:
         return [Finding("TensorRT", str(error), False)]
-    offline = hasattr(library, "ComputeCapability")
+    offline = builds_for_other_cards()
     reach = "builds for cards that are not in this machine"
     if not offline:
         reach = "builds for the card in this machine only"
-    cure = "" if offline else "pip install tensorrt-rtx"
+    cure = "" if offline else "for other cards: pip install tensorrt-rtx"
     return [
         Finding("TensorRT", f"{flavour_name()} {flavour_version()}, {reach}", True, cure),
         _trial(),
@@ -101,20 +82,13 @@ def _tensorrt() -> list[Finding]:
 def _trial() -> Finding:
     """Build the smallest of engines: what is installed may still not fit together."""
     try:
-        import torch
+        from singlecard.report.trial import build_product
 
-        from singlecard.network.building import BuildSettings, build_plan
-        from singlecard.network.net import Net
-
-        net = Net()
-        x = net.input("x", torch.float32, (1, 8))
-        net.mark_output(net.cast(x, torch.float16), "y")
-        file = io.BytesIO()
-        build_plan(net, {}, BuildSettings(), file)
+        size = format_bytes(build_product())
     except Exception as error:
         text = f"fails: {type(error).__name__}: {error}"
         return Finding("trial build", text, False, "pip install --force-reinstall tensorrt-rtx")
-    return Finding("trial build", f"an engine of {format_bytes(file.tell())}")
+    return Finding("trial build", f"an engine of {size}")
 
 
 def _torch_tensorrt() -> Finding:
@@ -174,8 +148,10 @@ def _cache(cache: Cache) -> Finding:
         if cache.folder.exists():
             cache.open()
         elif not _can_make(cache.folder):
-            raise CacheError(f"{cache.folder} cannot be made")
+            raise PermissionError(f"{cache.folder} cannot be made")
         entries = cache.entries()
+    except CacheError as error:
+        return Finding("cache", str(error), False)
     except OSError as error:
         cure = "choose another folder with --cache-dir or SINGLECARD_CACHE"
         return Finding("cache", str(error), False, cure)

@@ -77,7 +77,7 @@ def _module_from_file(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None  # only unknown suffixes have none
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their own module up while it is imported
-    with _blaming(f"{path} cannot be imported"):
+    with _blaming(f"importing {path} raised"):
         spec.loader.exec_module(module)
     return module
 
@@ -85,7 +85,7 @@ def _module_from_file(path: Path) -> ModuleType:
 def _module_from(name: str) -> ModuleType:
     _search(Path())
     try:
-        with _blaming(f"the module {name} cannot be imported"):
+        with _blaming(f"importing {name} raised"):
             return importlib.import_module(name)
     except ModelError as error:
         missing = error.__cause__
@@ -142,11 +142,10 @@ def _blaming(what: str) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        place = place_of(error)
+        cure = "Install what it needs" if isinstance(error, ImportError) else "Correct that line"
         raise ModelError(
-            f"{what}: {type(error).__name__}: {first_line(error)}"
-            f"{f' at {place}' if place else ''}. Correct that line, or install what it needs; "
-            "--debug shows the traceback"
+            f"{what} {type(error).__name__} at {place_of(error)}: {first_line(error)}. "
+            f"{cure}; --debug shows the traceback"
         ) from error
 
 

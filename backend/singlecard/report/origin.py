@@ -37,5 +37,6 @@ def _shown(file: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's text, or "(no message)"."""
-    lines = str(error).strip().splitlines()
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    lines = text.strip().splitlines()
     return lines[0].rstrip(".") if lines else "(no message)"

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from singlecard.engine.plan_report import PlanReport
 from singlecard.report.plan_rows import FallbackRow, Grid, format_bytes
-from singlecard.report.render import fallback_table, table_of
+from singlecard.report.render import table_of
 
 if TYPE_CHECKING:  # both import PyTorch, which the tables themselves can do without
     from singlecard.engine.build import Engine
@@ -27,7 +27,7 @@ def text_of(renderable: RenderableType) -> str:
     """Return what would be printed, without colours, as wide as the terminal."""
     console = Console(width=shutil.get_terminal_size((100, 24)).columns, color_system=None)
     with console.capture() as captured:
-        console.print(renderable)
+        console.print(renderable, crop=False)
     lines = captured.get().splitlines()
     return "\n".join(line.rstrip() for line in lines).strip("\n")
 
@@ -68,9 +68,12 @@ def verify_table(report: VerifyReport, limit: float | None = None) -> Renderable
         ("", f"{report.max_rel_error:.2e}", "relative to the largest value of its output"),
         ("time", f"{report.timings.get('total', 0.0):.1f} s", built_text(report.timings)),
     ]
-    left_out = fallback_rows((op, reason, "") for op, reason in report.fallback)
     table = facts_table("Verification against eager PyTorch", rows)
-    return Group(table, fallback_table(left_out)) if left_out else table
+    if not report.fallback:
+        return table
+    counts = Counter(report.fallback).most_common()
+    left_out = tuple((op, str(times), reason) for (op, reason), times in counts)
+    return Group(table, table_of(Grid("Left to PyTorch", ("op", "times>", "reason"), left_out)))
 
 
 def lowered_text(coverage: float, ops: int) -> tuple[str, str]:
@@ -98,8 +101,8 @@ def size_rows(plans: Sequence[PlanReport]) -> list[tuple[str, str, str]]:
     ]
 
 
-def engines_table(engines: Sequence[Engine], targets: str) -> Table:
-    """Return one row for each engine that was built or found."""
+def engines_table(engines: Sequence[Engine], targets: str) -> RenderableType:
+    """Return one row for each engine that was built or found, and the files of their plans."""
     rows = [
         (
             engine.digest[:SHOWN_DIGITS],
@@ -108,9 +111,9 @@ def engines_table(engines: Sequence[Engine], targets: str) -> Table:
             str(engine.report.kernel_count),
             format_bytes(engine.report.engine_bytes),
             format_bytes(engine.report.scratch_bytes),
-            str(engine.plan.parent),
         )
         for engine in engines
     ]
-    columns = ("engine", "", "targets", "kernels>", "size>", "scratch>", "folder")
-    return table_of(Grid("Engines", columns, tuple(rows)))
+    columns = ("engine", "", "targets", "kernels>", "size>", "scratch>")
+    files = [Text(str(engine.plan), no_wrap=True, overflow="ignore") for engine in engines]
+    return Group(table_of(Grid("Engines", columns, tuple(rows))), *files)

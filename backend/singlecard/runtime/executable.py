@@ -9,12 +9,18 @@ import torch
 from torch import fx
 
 from singlecard.capture.program import Program
+from singlecard.capture.results import laid_out, view_again
 from singlecard.partition import Segment
 from singlecard.runtime.runners import Runner
 
 
-def _version(tensor: torch.Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
+def _version(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return what changes when a tensor is written to, or given other memory."""
+    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
 
 
 class Executable:
@@ -33,6 +39,7 @@ class Executable:
         self._frozen = [
             (place, tensor, _version(tensor)) for place, tensor in program.frozen.items()
         ]
+        self._kept = {_memory(item) for item in self._constants.values() if item is not None}
         self._sizes = _size_evaluator(program)
 
     def is_current(self, args: Sequence[Any]) -> bool:
@@ -51,10 +58,40 @@ class Executable:
         for segment, run in self._steps:
             given = [values[node] if node in values else sizes(node) for node in segment.inputs]
             values.update(zip(segment.outputs, run(given), strict=True))
-        results = [self._value(item, values, sizes) for item in self._outputs]
-        for place, value in zip(self._mutations, results[self._results :], strict=True):
+        computed = [self._value(item, values, sizes) for item in self._outputs]
+        first, last = len(self._results), len(self._results) + len(self._mutations)
+        given = [values[node] for node in self._placeholders]
+        results = self._make_results(computed, given, computed[last:])
+        self._write_back(args, computed[first:last])
+        return results
+
+    def _make_results(
+        self, computed: Sequence[Any], given: Sequence[Any], sizes: Sequence[Any]
+    ) -> list[Any]:
+        """Give results the layout and the memory that eager PyTorch gives them."""
+        taken = {_memory(arg) for arg in given if isinstance(arg, torch.Tensor)} | self._kept
+        owners: dict[int, torch.Tensor] = {}
+        results = []
+        for value, result in zip(computed, self._results, strict=False):
+            if result.owner is None:
+                results.append(value)
+                continue
+            if result.owner not in owners:
+                owner = laid_out(value, result.order)
+                if owner.numel() and _memory(owner) in taken:
+                    owner = owner.clone()  # rewrites made one of what are two in eager PyTorch
+                taken.add(_memory(owner))
+                owners[result.owner] = owner
+            results.append(view_again(owners[result.owner], result.views, sizes))
+        return results
+
+    def _write_back(self, args: Sequence[Any], values: Sequence[Any]) -> None:
+        """Copy the new values of mutated inputs, none of which may be overwritten before."""
+        written = {_memory(args[place]) for place in self._mutations}
+        if len(written) > 1:
+            values = [value.clone() if _memory(value) in written else value for value in values]
+        for place, value in zip(self._mutations, values, strict=True):
             args[place].copy_(value)
-        return results[: self._results]
 
     def _value(self, item: Any, values: dict[fx.Node, Any], sizes: Callable[[fx.Node], Any]) -> Any:
         if not isinstance(item, fx.Node):
@@ -62,8 +99,7 @@ class Executable:
         if item in self._constants:
             constant = self._constants[item]
             assert constant is not None
-            # A fresh tensor each time, as eager makes one: a caller may write into it.
-            return constant.to(item.meta["val"].device, copy=True)
+            return constant.to(item.meta["val"].device)
         return values[item] if item in values else sizes(item)
 
 

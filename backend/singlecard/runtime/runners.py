@@ -9,9 +9,15 @@ import torch
 from torch import fx
 
 from singlecard.capture.program import Program
+from singlecard.capture.results import axis_order, laid_out
 from singlecard.lowering.lower import Lowered, input_name, output_name
 from singlecard.partition import Segment
+from singlecard.passes.rule import BY_LAYOUT
 from singlecard.reference import evaluate
+
+aten = torch.ops.aten
+
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
 
 #: Takes the values of a segment's inputs, returns those of its outputs.
 Runner = Callable[[Sequence[Any]], Sequence[Any]]
@@ -41,6 +47,13 @@ def eager_runner(program: Program, segment: Segment) -> Runner:
                 root[str(arg.target)] = constant.to(arg.meta["val"].device)
                 copies[arg] = graph.get_attr(str(arg.target))
         copies[node] = graph.node_copy(node, lambda arg: copies[arg])
+        if node.target in _VIEWS:
+            copies[node].target = aten.reshape.default
+        elif node.target in BY_LAYOUT:  # an engine's results lie as it likes
+            source: Any = node.args[0]
+            with graph.inserting_before(copies[node]):
+                given = (copies[source], axis_order(source.meta["val"]))
+                copies[node].update_arg(0, graph.call_function(laid_out, given))
     graph.output(tuple(copies[node] for node in segment.outputs))
     module = fx.GraphModule(root, graph)
 

@@ -1,11 +1,14 @@
-"""Arithmetic and comparison, element by element."""
+"""Arithmetic, element by element: sums, products, distances."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
 from singlecard.lowering.conditions import arg, dtype
 from singlecard.lowering.declaration import accepts, lowers
+from singlecard.lowering.ops.comparison import sign_bit
 from singlecard.network.core import Number
 from singlecard.network.net import Net
 from singlecard.network.tensor import Tensor
@@ -14,48 +17,42 @@ aten = torch.ops.aten
 Operand = Tensor | Number
 
 
-def _scaled(net: Net, other: Operand, alpha: Number, kind: torch.dtype) -> Tensor:
-    return net.times(net.operand(other, kind), alpha)
+def _scaled(net: Net, value: Operand, alpha: Number, kind: torch.dtype) -> Tensor:
+    return net.times(net.operand(value, kind), alpha)
 
 
 @lowers(aten.add.Tensor, aten.add.Scalar)
 @accepts(arg("alpha").known)
-def add(net: Net, self: Tensor, other: Operand, alpha: Number = 1) -> Tensor:
+def add(net: Net, self: Operand, other: Operand, alpha: Number = 1) -> Tensor:
     """self + alpha * other."""
     kind = net.result.dtype
     if kind == torch.bool:
-        return net.binary("OR", self, net.operand(other, kind))
-    return net.sum(net.cast(self, kind), _scaled(net, other, alpha, kind))
+        left = net.operand(self, kind)
+        return net.binary("OR", left, net.operand(other, kind)) if alpha else left
+    return net.sum(net.operand(self, kind), _scaled(net, other, alpha, kind))
 
 
 @lowers(aten.sub.Tensor, aten.sub.Scalar)
-@accepts(dtype("self").numeric, arg("alpha").known)
-def sub(net: Net, self: Tensor, other: Operand, alpha: Number = 1) -> Tensor:
+@accepts(arg("alpha").known)
+def sub(net: Net, self: Operand, other: Operand, alpha: Number = 1) -> Tensor:
     """self - alpha * other."""
     kind = net.result.dtype
-    return net.sub(net.cast(self, kind), _scaled(net, other, alpha, kind))
+    return net.sub(net.operand(self, kind), _scaled(net, other, alpha, kind))
 
 
 @lowers(aten.rsub.Tensor, aten.rsub.Scalar)
-@accepts(dtype("self").numeric, arg("alpha").known)
+@accepts(arg("alpha").known)
 def rsub(net: Net, self: Tensor, other: Operand, alpha: Number = 1) -> Tensor:
     """other - alpha * self."""
     kind = net.result.dtype
-    return net.sub(net.operand(other, kind), net.times(net.cast(self, kind), alpha))
+    return net.sub(net.operand(other, kind), _scaled(net, self, alpha, kind))
 
 
 @lowers(aten.mul.Tensor, aten.mul.Scalar)
-def mul(net: Net, self: Tensor, other: Operand) -> Tensor:
+def mul(net: Net, self: Operand, other: Operand) -> Tensor:
     """self * other."""
     a, b = net.promote(self, other, dtype=net.result.dtype)
     return net.binary("AND" if net.result.dtype == torch.bool else "PROD", a, b)
-
-
-@lowers(aten.div.Tensor, aten.div.Scalar)
-def div(net: Net, self: Tensor, other: Operand) -> Tensor:
-    """self / other, in floating point."""
-    a, b = net.promote(self, other, dtype=net.result.dtype)
-    return net.binary("DIV", a, b)
 
 
 @lowers(aten.neg.default)
@@ -65,155 +62,58 @@ def neg(net: Net, self: Tensor) -> Tensor:
     return net.negate(self)
 
 
-@lowers(aten.maximum.default)
-def maximum(net: Net, self: Tensor, other: Tensor) -> Tensor:
-    """The larger of two."""
-    a, b = net.promote(self, other)
-    return net.binary("OR" if a.dtype == torch.bool else "MAX", a, b)
+@lowers(aten.hypot.default)
+@accepts(dtype("self").floating)
+def hypot(net: Net, self: Tensor, other: Tensor) -> Tensor:
+    """sqrt(self**2 + other**2), without overflow on the way."""
+    sides = [net.unary("ABS", side) for side in net.promote(self, other, dtype=torch.float32)]
+    longer, shorter = net.binary("MAX", *sides), net.binary("MIN", *sides)
+    smallest = net.scalar(torch.finfo(torch.float32).tiny, longer.dtype)
+    ratio = net.binary("DIV", shorter, net.binary("MAX", longer, smallest))
+    one = net.scalar(1.0, ratio.dtype)
+    length = net.prod(longer, net.unary("SQRT", net.sum(one, net.prod(ratio, ratio))))
+    return net.cast(net.where(net.unary("ISINF", longer), longer, length), net.result.dtype)
 
 
-@lowers(aten.minimum.default)
-def minimum(net: Net, self: Tensor, other: Tensor) -> Tensor:
-    """The smaller of two."""
-    a, b = net.promote(self, other)
-    return net.binary("AND" if a.dtype == torch.bool else "MIN", a, b)
+@lowers(aten.atan2.default)
+def atan2(net: Net, self: Tensor, other: Tensor) -> Tensor:
+    """The angle of the point (other, self), in (-pi, pi]."""
+    y, x = net.promote(self, other, dtype=torch.float32)
+    limit = torch.finfo(torch.float32).max
+    # Finite stand-ins for infinities have the same angle, and their quotient is a number.
+    high, low = (
+        net.binary("MIN", net.binary("MAX", v, net.scalar(-limit, v.dtype)), net.scalar(limit, v.dtype))
+        for v in (y, x)
+    )
+    zero = net.scalar(0.0, y.dtype)
+    at_axis = net.binary("EQUAL", low, zero)
+    safe = net.where(at_axis, net.scalar(1.0, y.dtype), low)
+    angle = net.unary("ATAN", net.binary("DIV", high, safe))
+    upright = net.prod(net.unary("SIGN", high), net.scalar(math.pi / 2, y.dtype))
+    half_turn = net.where(sign_bit(net, y), *_plus_minus(net, math.pi, y.dtype))
+    turned = net.where(net.binary("LESS", low, zero), net.sum(angle, half_turn), angle)
+    angle = net.where(at_axis, upright, turned)
+    at_origin = net.binary("AND", at_axis, net.binary("EQUAL", high, zero))
+    behind = net.where(sign_bit(net, x), half_turn, zero)
+    return net.cast(net.where(at_origin, behind, angle), net.result.dtype)
 
 
-@lowers(aten.pow.Tensor_Scalar)
-@accepts(dtype("self").floating, arg("exponent").known)
-def pow_scalar(net: Net, self: Tensor, exponent: Number) -> Tensor:
-    """self ** exponent: small whole powers as products, roots as roots."""
-    if exponent in (2, 3):
-        square = net.prod(self, self)
-        return square if exponent == 2 else net.prod(square, self)
-    if exponent in (0.5, -0.5):
-        root = net.unary("SQRT", self)
-        return root if exponent == 0.5 else net.unary("RECIP", root)
-    if exponent == -1:
-        return net.unary("RECIP", self)
-    return net.binary("POW", self, net.scalar(exponent, self.dtype, self.ndim))
+def _plus_minus(net: Net, value: float, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return -value and value: what a true and a false sign bit choose."""
+    return net.scalar(-value, kind), net.scalar(value, kind)
 
 
-@lowers(aten.pow.Tensor_Tensor)
-@accepts(dtype("self").floating, dtype("exponent").floating)
-def pow_tensor(net: Net, self: Tensor, exponent: Tensor) -> Tensor:
-    """self ** exponent."""
-    return net.binary("POW", *net.promote(self, exponent))
+@lowers(aten.copysign.Tensor, aten.copysign.Scalar)
+def copysign(net: Net, self: Tensor, other: Operand) -> Tensor:
+    """|self| with the sign of other."""
+    kind = net.result.dtype
+    size = net.unary("ABS", net.cast(self, kind))
+    return net.where(sign_bit(net, net.operand(other, kind)), net.negate(size), size)
 
 
-def _compare(net: Net, operation: str, self: Tensor, other: Operand, negated: bool) -> Tensor:
-    a, b = net.promote(self, other)
-    if a.dtype == torch.bool:  # TensorRT orders numbers only
-        a, b = net.cast(a, torch.int32), net.cast(b, torch.int32)
-    result = net.binary(operation, a, b)
-    return net.logical_not(result) if negated else result
-
-
-@lowers(aten.eq.Tensor, aten.eq.Scalar)
-def eq(net: Net, self: Tensor, other: Operand) -> Tensor:
-    """self == other."""
-    return _compare(net, "EQUAL", self, other, False)
-
-
-@lowers(aten.ne.Tensor, aten.ne.Scalar)
-def ne(net: Net, self: Tensor, other: Operand) -> Tensor:
-    """self != other."""
-    return _compare(net, "EQUAL", self, other, True)
-
-
-@lowers(aten.gt.Tensor, aten.gt.Scalar)
-def gt(net: Net, self: Tensor, other: Operand) -> Tensor:
-    """self > other."""
-    return _compare(net, "GREATER", self, other, False)
-
-
-@lowers(aten.lt.Tensor, aten.lt.Scalar)
-def lt(net: Net, self: Tensor, other: Operand) -> Tensor:
-    """self < other."""
-    return _compare(net, "LESS", self, other, False)
-
-
-def _or_equal(net: Net, operation: str, self: Tensor, other: Operand) -> Tensor:
-    # Not "not less": that would be true for NaN, which PyTorch calls false.
-    strict = _compare(net, operation, self, other, False)
-    return net.binary("OR", strict, _compare(net, "EQUAL", self, other, False))
-
-
-@lowers(aten.ge.Tensor, aten.ge.Scalar)
-def ge(net: Net, self: Tensor, other: Operand) -> Tensor:
-    """self >= other."""
-    return _or_equal(net, "GREATER", self, other)
-
-
-@lowers(aten.le.Tensor, aten.le.Scalar)
-def le(net: Net, self: Tensor, other: Operand) -> Tensor:
-    """self <= other."""
-    return _or_equal(net, "LESS", self, other)
-
-
-@lowers(aten.where.self)
-def where(net: Net, condition: Tensor, self: Operand, other: Operand) -> Tensor:
-    """self where condition, other elsewhere."""
-    a, b = net.promote(self, other, dtype=net.result.dtype)
-    return net.where(net.cast(condition, torch.bool), a, b)
-
-
-@lowers(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
-def masked_fill(net: Net, self: Tensor, mask: Tensor, value: Operand) -> Tensor:
-    """value where mask, self elsewhere."""
-    return net.where(mask, net.operand(value, self.dtype), self)
-
-
-def _logical(net: Net, operation: str, self: Tensor, other: Operand) -> Tensor:
-    a = net.cast(self, torch.bool)
-    return net.binary(operation, a, net.operand(other, torch.bool))
-
-
-@lowers(aten.bitwise_and.Tensor, aten.bitwise_and.Scalar)
-@accepts(dtype("self").one_of(torch.bool))
-def bitwise_and(net: Net, self: Tensor, other: Operand) -> Tensor:
-    """self & other, of truth values."""
-    return _logical(net, "AND", self, other)
-
-
-@lowers(aten.logical_and.default)
-def logical_and(net: Net, self: Tensor, other: Operand) -> Tensor:
-    """self and other."""
-    return _logical(net, "AND", self, other)
-
-
-@lowers(aten.bitwise_or.Tensor, aten.bitwise_or.Scalar)
-@accepts(dtype("self").one_of(torch.bool))
-def bitwise_or(net: Net, self: Tensor, other: Operand) -> Tensor:
-    """self | other, of truth values."""
-    return _logical(net, "OR", self, other)
-
-
-@lowers(aten.logical_or.default)
-def logical_or(net: Net, self: Tensor, other: Operand) -> Tensor:
-    """self or other."""
-    return _logical(net, "OR", self, other)
-
-
-@lowers(aten.bitwise_not.default)
-@accepts(dtype("self").one_of(torch.bool))
-def bitwise_not(net: Net, self: Tensor) -> Tensor:
-    """~self, of truth values."""
-    return net.logical_not(self)
-
-
-@lowers(aten.logical_not.default)
-def logical_not(net: Net, self: Tensor) -> Tensor:
-    """not self."""
-    return net.logical_not(net.cast(self, torch.bool))
-
-
-@lowers(aten.clamp.default, aten.clamp.Tensor)
-def clamp(
-    net: Net, self: Tensor, min: Operand | None = None, max: Operand | None = None
-) -> Tensor:
-    """self between min and max; where they cross, max."""
-    x = net.cast(self, net.result.dtype)
-    if min is not None:
-        x = net.binary("MAX", x, net.operand(min, x.dtype))
-    return x if max is None else net.binary("MIN", x, net.operand(max, x.dtype))
+@lowers(aten.ldexp.Tensor)
+def ldexp(net: Net, self: Tensor, other: Tensor) -> Tensor:
+    """self * 2**other."""
+    kind = net.result.dtype
+    power = net.binary("POW", net.scalar(2.0, kind), net.cast(other, kind))
+    return net.prod(net.cast(self, kind), power)

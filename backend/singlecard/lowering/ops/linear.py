@@ -46,3 +46,29 @@ def addmm(
 def matmul(net: Net, self: Tensor, other: Tensor) -> Tensor:
     """Matrix product over the last two axes."""
     return net.matmul(self, other)
+
+
+@lowers(aten.addmv.default)
+@accepts(dtype("self").floating, arg("beta").known, arg("alpha").known)
+def addmv(
+    net: Net, self: Tensor, mat: Tensor, vec: Tensor, beta: Number = 1, alpha: Number = 1
+) -> Tensor:
+    """beta * self + alpha * mat @ vec."""
+    product = net.squeeze(net.matmul(mat, net.unsqueeze(vec, 1)), [1])
+    return _added(net, self, product, beta, alpha)
+
+
+@lowers(aten.addbmm.default)
+@accepts(dtype("self").floating, arg("beta").known, arg("alpha").known)
+def addbmm(
+    net: Net, self: Tensor, batch1: Tensor, batch2: Tensor, beta: Number = 1, alpha: Number = 1
+) -> Tensor:
+    """beta * self + alpha * the sum of batch1 @ batch2 over the batch."""
+    product = net.reduce("SUM", net.matmul(batch1, batch2), [0], False)
+    return _added(net, self, product, beta, alpha)
+
+
+def _added(net: Net, x: Tensor, product: Tensor, beta: Number, alpha: Number) -> Tensor:
+    # With beta = 0, PyTorch does not look at x at all: NaN in it does not spread.
+    product = net.times(product, alpha)
+    return product if beta == 0 else net.sum(net.times(x, beta), product)

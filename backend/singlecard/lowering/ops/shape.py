@@ -1,4 +1,4 @@
-"""Ops that move elements and leave their values alone."""
+"""Ops that give the same elements another shape."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from collections.abc import Sequence
 
 import torch
 
-from singlecard.lowering.conditions import arg
-from singlecard.lowering.declaration import accepts, lowers
+from singlecard.lowering.declaration import lowers
 from singlecard.network.net import Net
 from singlecard.network.tensor import Size, Tensor
 
 aten = torch.ops.aten
 
 
-@lowers(aten.view.default, aten._unsafe_view.default, aten.reshape.default)
+@lowers(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.view_copy.default)
 def view(net: Net, self: Tensor, size: Sequence[Size]) -> Tensor:
     """The same elements in another shape."""
     return net.reshape(self, size)
 
 
-@lowers(aten.permute.default)
+@lowers(aten.permute.default, aten.permute_copy.default)
 def permute(net: Net, self: Tensor, dims: Sequence[int]) -> Tensor:
     """Axes in another order."""
     return net.permute(self, dims)
@@ -50,57 +49,73 @@ def unsqueeze(net: Net, self: Tensor, dim: int) -> Tensor:
     return net.unsqueeze(self, dim)
 
 
+@lowers(aten.squeeze.default)
+def squeeze_all(net: Net, self: Tensor) -> Tensor:
+    """All axes of extent 1 removed."""
+    return net.squeeze(self, [axis for axis, extent in enumerate(self.shape) if extent == 1])
+
+
 @lowers(aten.squeeze.dim, aten.squeeze.dims)
-@accepts(arg("self").static_shape)
 def squeeze(net: Net, self: Tensor, dim: int | Sequence[int]) -> Tensor:
     """Axes of extent 1 removed."""
     axes = [dim] if isinstance(dim, int) else list(dim)
+    # PyTorch keeps an extent symbolic only where it is not 1.
     return net.squeeze(self, [axis for axis in axes if self.ndim and self.shape[axis] == 1])
 
 
-@lowers(aten.cat.default)
-def cat(net: Net, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Tensors joined along one axis."""
-    return net.concat(net.promote(*tensors, dtype=net.result.dtype), dim)
+@lowers(aten.repeat.default)
+def repeat(net: Net, self: Tensor, repeats: Sequence[Size]) -> Tensor:
+    """The whole tensor laid side by side along each axis."""
+    x = net.pad_rank(self, len(repeats))
+    extents = net.sizes(x)
+    # Beside each axis that grows stands a new one: [a, b] becomes [1, a, 1, b], then is expanded.
+    before: list[Size] = []
+    expanded: list[Size] = []
+    after: list[Size] = []
+    for extent, times in zip(extents, repeats, strict=True):
+        if times != 1 and extent != 1:
+            before.append(1)
+            expanded.append(times)
+        before.append(extent)
+        expanded.append(times if extent == 1 else extent)
+        after.append(net.size_math("PROD", extent, times))
+    if not expanded:
+        return x
+    return net.reshape(net.expand(net.reshape(x, before), expanded), after)
 
 
-@lowers(aten.select.int)
-@accepts(arg("index").known)
-def select(net: Net, self: Tensor, dim: int, index: int) -> Tensor:
-    """One slice of one axis."""
-    axis = dim % self.ndim
-    start: Size = index
-    if index < 0:
-        extent = net.size(self, axis)
-        if isinstance(extent, int):
-            start = index + extent
-        else:
-            start = net.size_math("SUM", extent, index)
-    return net.squeeze(net.narrow(self, axis, start, 1), [axis])
+@lowers(aten.flip.default)
+def flip(net: Net, self: Tensor, dims: Sequence[int]) -> Tensor:
+    """The order of some axes reversed."""
+    axes = {axis % self.ndim for axis in dims} if self.ndim else set()
+    if not axes:
+        return self
+    sizes = net.sizes(self)
+    starts: list[Size] = [
+        net.size_math("SUB", size, 1) if axis in axes else 0 for axis, size in enumerate(sizes)
+    ]
+    strides = [-1 if axis in axes else 1 for axis in range(self.ndim)]
+    return net.slice(self, starts, sizes, strides)
 
 
-@lowers(aten.slice.Tensor)
-@accepts(arg("self").static_shape, arg("start").known, arg("end").known, arg("step").known)
-def slice_(
-    net: Net,
-    self: Tensor,
-    dim: int = 0,
-    start: int | None = None,
-    end: int | None = None,
-    step: int = 1,
-) -> Tensor:
-    """A range of one axis."""
-    begin, stop, by = slice(start, end, step).indices(self.shape[dim])
-    return net.narrow(self, dim, begin, len(range(begin, stop, by)), by)
+@lowers(aten.roll.default)
+def roll(net: Net, self: Tensor, shifts: Sequence[Size], dims: Sequence[int] = ()) -> Tensor:
+    """Elements moved along axes; what leaves at one end enters at the other."""
+    if not self.ndim:
+        return self
+    if not dims:
+        flat = net.reshape(self, [-1])
+        return net.reshape(roll(net, flat, shifts, [0]), net.sizes(self))
+    sizes = net.sizes(self)
+    starts: list[Size] = [0] * self.ndim
+    for axis, shift in zip(dims, shifts, strict=True):
+        # The last element of the first row stands ``shift`` before the end of the axis.
+        back = net.size_math("SUB", starts[axis], shift)
+        starts[axis] = back % sizes[axis] if _known(back, sizes[axis]) else back  # type: ignore[operator]
+    if not any(starts):
+        return self
+    return net.slice(self, starts, sizes, [1] * self.ndim, "WRAP")
 
 
-@lowers(aten.split.Tensor, aten.split_with_sizes.default)
-@accepts(arg("self").static_shape)
-def split(net: Net, self: Tensor, split_size: int | Sequence[int], dim: int = 0) -> list[Tensor]:
-    """One axis cut into pieces."""
-    pieces, start = [], 0
-    for piece in net.result:
-        length = piece.shape[dim]
-        pieces.append(net.narrow(self, dim, start, length))
-        start += length
-    return pieces
+def _known(*sizes: Size) -> bool:
+    return all(isinstance(size, int) for size in sizes)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from singlecard.lowering.conditions import dtype
-from singlecard.lowering.declaration import accepts, lowers
+from singlecard.lowering.declaration import lowers
 from singlecard.network.net import Net
 from singlecard.network.tensor import Tensor
 
@@ -17,11 +17,10 @@ aten = torch.ops.aten
 
 def _unary(target: Any, operation: str) -> Callable[[Net, Tensor], Tensor]:
     @lowers(target)
-    @accepts(dtype("self").floating)
     def lower(net: Net, self: Tensor) -> Tensor:
-        return net.unary(operation, self)
+        return net.unary(operation, net.cast(self, net.result.dtype))
 
-    lower.__doc__ = f"TensorRT's {operation}."
+    lower.__doc__ = f"TensorRT's {operation}; of integers, in float32."
     return lower
 
 
@@ -31,23 +30,179 @@ sqrt = _unary(aten.sqrt.default, "SQRT")
 reciprocal = _unary(aten.reciprocal.default, "RECIP")
 sin = _unary(aten.sin.default, "SIN")
 cos = _unary(aten.cos.default, "COS")
+tan = _unary(aten.tan.default, "TAN")
+sinh = _unary(aten.sinh.default, "SINH")
+cosh = _unary(aten.cosh.default, "COSH")
+asin = _unary(aten.asin.default, "ASIN")
+acos = _unary(aten.acos.default, "ACOS")
+atan = _unary(aten.atan.default, "ATAN")
+asinh = _unary(aten.asinh.default, "ASINH")
+acosh = _unary(aten.acosh.default, "ACOSH")
+atanh = _unary(aten.atanh.default, "ATANH")
 erf = _unary(aten.erf.default, "ERF")
-floor = _unary(aten.floor.default, "FLOOR")
-ceil = _unary(aten.ceil.default, "CEIL")
+
+
+def _rounding(target: Any, operation: str) -> Callable[[Net, Tensor], Tensor]:
+    @lowers(target)
+    def lower(net: Net, self: Tensor) -> Tensor:
+        return net.unary(operation, self) if self.dtype.is_floating_point else self
+
+    lower.__doc__ = f"TensorRT's {operation}; integers stay as they are."
+    return lower
+
+
+floor = _rounding(aten.floor.default, "FLOOR")
+ceil = _rounding(aten.ceil.default, "CEIL")
+round_ = _rounding(aten.round.default, "ROUND")
+
+
+@lowers(aten.round.decimals)
+def round_decimals(net: Net, self: Tensor, decimals: int) -> Tensor:
+    """Rounded to decimal places, those before the point included."""
+    if not self.dtype.is_floating_point:
+        return self
+    power = net.scalar(float(10 ** abs(decimals)), torch.float32)
+    x = net.cast(self, torch.float32)  # 10**5 is no half
+    first, second = ("PROD", "DIV") if decimals > 0 else ("DIV", "PROD")
+    scaled = net.unary("ROUND", net.binary(first, x, power))
+    return net.cast(net.binary(second, scaled, power), self.dtype)
+
+
+def truncated(net: Net, x: Tensor) -> Tensor:
+    """Return floats without their fractions."""
+    negative = net.binary("LESS", x, net.scalar(0.0, x.dtype))
+    return net.where(negative, net.unary("CEIL", x), net.unary("FLOOR", x))
+
+
+@lowers(aten.trunc.default)
+def trunc(net: Net, self: Tensor) -> Tensor:
+    """self without its fraction."""
+    return truncated(net, self) if self.dtype.is_floating_point else self
 
 
 @lowers(aten.abs.default)
-@accepts(dtype("self").numeric)
 def absolute(net: Net, self: Tensor) -> Tensor:
     """|self|."""
-    return net.unary("ABS", self)
+    return self if self.dtype == torch.bool else net.unary("ABS", self)
+
+
+@lowers(aten.sign.default)
+def sign(net: Net, self: Tensor) -> Tensor:
+    """-1, 0 or 1."""
+    return self if self.dtype == torch.bool else net.unary("SIGN", self)
 
 
 @lowers(aten.rsqrt.default)
-@accepts(dtype("self").floating)
 def rsqrt(net: Net, self: Tensor) -> Tensor:
     """1 / sqrt(self)."""
-    return net.unary("RECIP", net.unary("SQRT", self))
+    return net.unary("RECIP", net.unary("SQRT", net.cast(self, net.result.dtype)))
+
+
+@lowers(aten.log2.default)
+def log2(net: Net, self: Tensor) -> Tensor:
+    """Logarithm to the base 2."""
+    logarithm = net.unary("LOG", net.cast(self, torch.float32))
+    return net.cast(net.times(logarithm, 1 / math.log(2)), net.result.dtype)
+
+
+@lowers(aten.log10.default)
+def log10(net: Net, self: Tensor) -> Tensor:
+    """Logarithm to the base 10."""
+    logarithm = net.unary("LOG", net.cast(self, torch.float32))
+    return net.cast(net.times(logarithm, 1 / math.log(10)), net.result.dtype)
+
+
+@lowers(aten.exp2.default)
+def exp2(net: Net, self: Tensor) -> Tensor:
+    """2 ** self."""
+    x = net.cast(self, net.result.dtype)
+    return net.binary("POW", net.scalar(2.0, x.dtype), x)
+
+
+def _is_small(net: Net, x: Tensor) -> Tensor:
+    return net.binary("LESS", net.unary("ABS", x), net.scalar(0.5, x.dtype))
+
+
+@lowers(aten.log1p.default)
+def log1p(net: Net, self: Tensor) -> Tensor:
+    """log(1 + self), which near zero is 2 atanh(x / (2 + x)): nothing is rounded away."""
+    x = net.cast(self, torch.float32)
+    small = _is_small(net, x)
+    ratio = net.binary("DIV", x, net.sum(x, net.scalar(2.0, x.dtype)))
+    # Large values stay out of atanh, whose infinities would cost a NaN flag in strict builds.
+    near = net.times(net.unary("ATANH", net.where(small, ratio, net.scalar(0.0, x.dtype))), 2)
+    far = net.unary("LOG", net.sum(x, net.scalar(1.0, x.dtype)))
+    return net.cast(net.where(small, near, far), net.result.dtype)
+
+
+@lowers(aten.expm1.default)
+def expm1(net: Net, self: Tensor) -> Tensor:
+    """exp(self) - 1, which near zero is tanh(x / 2) (exp(x) + 1): nothing is rounded away."""
+    x = net.cast(self, torch.float32)
+    one = net.scalar(1.0, x.dtype)
+    power = net.unary("EXP", x)
+    near = net.prod(net.activation("TANH", net.times(x, 0.5)), net.sum(power, one))
+    result = net.where(_is_small(net, x), near, net.sub(power, one))
+    return net.cast(result, net.result.dtype)
+
+
+#: W. H. Press et al., Numerical Recipes, 2nd edition, section 6.2: the exponent of erfc as a
+#: polynomial of t = 1 / (1 + x / 2), highest power first. The relative error is below 1.2e-7.
+_ERFC = (0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807)
+_ERFC += (-0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223)
+
+
+@lowers(aten.erfc.default)
+def erfc(net: Net, self: Tensor) -> Tensor:
+    """1 - erf(self), without the rounding of that difference."""
+    x = net.cast(self, torch.float32)
+    one = net.scalar(1.0, x.dtype)
+    size = net.unary("ABS", x)
+    t = net.unary("RECIP", net.sum(net.times(size, 0.5), one))
+    exponent = net.sub(polynomial(net, t, _ERFC), net.prod(size, size))
+    tail = net.prod(t, net.unary("EXP", exponent))
+    negative = net.binary("LESS", x, net.scalar(0.0, x.dtype))
+    mirrored = net.sub(net.scalar(2.0, x.dtype), tail)
+    return net.cast(net.where(negative, mirrored, tail), net.result.dtype)
+
+
+def polynomial(net: Net, x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    """Evaluate a polynomial, highest power first, by Horner's rule."""
+    total = net.scalar(coefficients[0], x.dtype)
+    for coefficient in coefficients[1:]:
+        total = net.sum(net.prod(total, x), net.scalar(coefficient, x.dtype))
+    return total
+
+
+#: M. Giles, "Approximating the erfinv function" (GPU Computing Gems, Jade edition, 2011): in
+#: w - 2.5 for w = -log(1 - x * x) < 5, and in sqrt(w) - 3 beyond, highest power first.
+_ERFINV_NEAR = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087)
+_ERFINV_NEAR += (-0.00125372503, -0.00417768164, 0.246640727, 1.50140941)
+_ERFINV_FAR = (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773)
+_ERFINV_FAR += (-0.0076224613, 0.00943887047, 1.00167406, 2.83297682)
+
+
+@lowers(aten.erfinv.default)
+def erfinv(net: Net, self: Tensor) -> Tensor:
+    """The inverse of erf."""
+    x = net.cast(self, torch.float32)
+    one = net.scalar(1.0, x.dtype)
+    w = net.negate(net.unary("LOG", net.prod(net.sub(one, x), net.sum(one, x))))
+    near = polynomial(net, net.sub(w, net.scalar(2.5, x.dtype)), _ERFINV_NEAR)
+    far = polynomial(net, net.sub(net.unary("SQRT", w), net.scalar(3.0, x.dtype)), _ERFINV_FAR)
+    factor = net.where(net.binary("LESS", w, net.scalar(5.0, x.dtype)), near, far)
+    at_end = net.binary("EQUAL", net.unary("ABS", x), one)
+    factor = net.where(at_end, net.scalar(math.inf, x.dtype), factor)
+    return net.cast(net.prod(factor, x), net.result.dtype)
+
+
+@lowers(aten.angle.default)
+def angle(net: Net, self: Tensor) -> Tensor:
+    """The angle of a real number: pi where it is negative, else 0; NaN stays."""
+    x = net.cast(self, net.result.dtype)
+    zero = net.scalar(0.0, x.dtype)
+    turned = net.where(net.binary("LESS", x, zero), net.scalar(math.pi, x.dtype), zero)
+    return net.where(net.unary("ISNAN", x), x, turned)
 
 
 @lowers(aten._to_copy.default)

@@ -1,0 +1,50 @@
+"""Tensors made of a number or of counting. What depends on nothing at run time is folded before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from singlecard.lowering.conditions import arg
+from singlecard.lowering.declaration import accepts, lowers
+from singlecard.network.core import Number
+from singlecard.network.net import Net
+from singlecard.network.tensor import Size, Tensor
+
+aten = torch.ops.aten
+
+
+@lowers(aten.full.default)
+@accepts(arg("fill_value").known)
+def full(net: Net, size: Sequence[Size], fill_value: Number, *_: Any) -> Tensor:
+    """One number everywhere."""
+    return net.expand(net.scalar(fill_value, net.result.dtype), size)
+
+
+@lowers(aten.full_like.default)
+@accepts(arg("fill_value").known)
+def full_like(net: Net, self: Tensor, fill_value: Number, *_: Any) -> Tensor:
+    """One number, in the shape of another tensor."""
+    return net.expand(net.scalar(fill_value, net.result.dtype), net.sizes(self))
+
+
+@lowers(aten.scalar_tensor.default)
+@accepts(arg("s").known)
+def scalar_tensor(net: Net, s: Number, *_: Any) -> Tensor:
+    """A number."""
+    return net.scalar(s, net.result.dtype)
+
+
+@lowers(aten.arange.start_step)
+@accepts(arg("start").known, arg("end").known, arg("step").known)
+def arange(net: Net, start: Number, end: Number, step: Number = 1, *_: Any) -> Tensor:
+    """Numbers at equal distances."""
+    return net.constant(torch.arange(start, end, step, dtype=net.result.dtype))
+
+
+@lowers(aten.copy.default)
+def copy(net: Net, self: Tensor, src: Tensor, *_: Any) -> Tensor:
+    """src in the type and shape of self."""
+    return net.expand(net.cast(src, self.dtype), net.sizes(self))

@@ -1,0 +1,157 @@
+"""Ops that combine what is written to one place: scatter and index with a reduction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from singlecard.lowering.call import Call
+from singlecard.lowering.conditions import Condition, arg, dtype, when
+from singlecard.lowering.declaration import accepts, lowers
+from singlecard.lowering.ops.indexing import fitted, from_start
+from singlecard.lowering.ops.scatter import MOST_PAIRS, pairs_of, reduce_into
+from singlecard.network.core import Number
+from singlecard.network.net import Net
+from singlecard.network.tensor import Size, Tensor
+
+aten = torch.ops.aten
+
+_OPERATIONS = {
+    "sum": "SUM",
+    "add": "SUM",
+    "prod": "PROD",
+    "multiply": "PROD",
+    "mean": "AVG",
+    "amax": "MAX",
+    "amin": "MIN",
+}
+
+
+def _pairs(call: Call) -> Any:
+    x, index = call.values["self"], call.values["index"]
+    if not x.ndim:
+        return 1
+    places = x.shape if "dim" not in call.values else [x.shape[call.values["dim"]]]
+    return pairs_of(places, index.shape) if _is_known(call) else 0
+
+
+def _is_known(call: Call) -> bool:
+    shapes = [*call.values["self"].shape, *call.values["index"].shape]
+    return all(isinstance(size, int) for size in shapes)
+
+
+FEW_PAIRS: tuple[Condition, ...] = (
+    arg("self").static_shape,
+    arg("index").static_shape,
+    dtype("index").integral,
+    when(
+        f"pairs of places and updates <= {MOST_PAIRS}",
+        lambda call: _pairs(call) <= MOST_PAIRS,
+        _pairs,
+    ),
+)
+
+
+@lowers(aten.scatter_add.default)
+@accepts(*FEW_PAIRS)
+def scatter_add(net: Net, self: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
+    """self, with src added at the places that an index of the same rank names."""
+    return scatter_reduce(net, self, dim, index, src, "sum")
+
+
+@lowers(aten.scatter.reduce)
+@accepts(*FEW_PAIRS)
+def scatter_with(
+    net: Net, self: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str
+) -> Tensor:
+    """self, with src added or multiplied in at the places that an index names."""
+    return scatter_reduce(net, self, dim, index, src, reduce)
+
+
+@lowers(aten.scatter.value_reduce)
+@accepts(*FEW_PAIRS)
+def scatter_value_with(
+    net: Net, self: Tensor, dim: int, index: Tensor, value: Number, reduce: str
+) -> Tensor:
+    """self, with a number added or multiplied in at the places that an index names."""
+    number = net.expand(net.scalar(value, self.dtype), net.sizes(index))
+    return scatter_reduce(net, self, dim, index, number, reduce)
+
+
+@lowers(aten.scatter_reduce.two)
+@accepts(*FEW_PAIRS)
+def scatter_reduce(
+    net: Net,
+    self: Tensor,
+    dim: int,
+    index: Tensor,
+    src: Tensor,
+    reduce: str,
+    include_self: bool = True,
+) -> Tensor:
+    """self, combined with src at the places that an index of the same rank names."""
+    shape = self.shape
+    x, index, src = (net.pad_rank(item, max(self.ndim, 1)) for item in (self, index, src))
+    axis = dim % x.ndim
+    src = net.narrow(fitted(net, src, index, axis), axis, 0, index.shape[axis])
+    # Where the index is smaller than self, what lies beyond it stays as it is.
+    near = fitted(net, x, index, axis)
+    written = reduce_into(net, near, axis, index, src, _OPERATIONS[reduce], include_self)
+    return net.reshape(_put_back(net, x, written, axis), shape)
+
+
+def _put_back(net: Net, x: Tensor, corner: Tensor, axis: int) -> Tensor:
+    """Put what was computed for the first extents of some axes back into the whole."""
+    if corner.shape == x.shape:
+        return corner
+    for other in range(x.ndim):
+        if corner.shape[other] != x.shape[other]:
+            rest = x.shape[other] - corner.shape[other]
+            behind = net.narrow(x, other, corner.shape[other], rest)
+            behind = _cut(net, behind, corner, other)
+            corner = net.concat([corner, behind], other)
+    return corner
+
+
+def _cut(net: Net, x: Tensor, like: Tensor, axis: int) -> Tensor:
+    for other in range(x.ndim):
+        if other != axis:
+            x = net.narrow(x, other, 0, like.shape[other])
+    return x
+
+
+@lowers(aten.index_reduce.default)
+@accepts(*FEW_PAIRS)
+def index_reduce(
+    net: Net,
+    self: Tensor,
+    dim: int,
+    index: Tensor,
+    source: Tensor,
+    reduce: str,
+    include_self: bool = True,
+) -> Tensor:
+    """self, with slices of source combined into the slices that an index names."""
+    shape = self.shape
+    x, source = (net.pad_rank(item, max(self.ndim, 1)) for item in (self, source))
+    axis = dim % x.ndim
+    row: list[Size] = [1] * x.ndim
+    row[axis] = source.shape[axis]
+    places = net.reshape(index, row)
+    written = reduce_into(net, x, axis, places, source, _OPERATIONS[reduce], include_self)
+    return net.reshape(written, shape)
+
+
+@lowers(aten.put.default)
+@accepts(*FEW_PAIRS)
+def put(net: Net, self: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
+    """self, with elements replaced or added to by their place in the flat tensor."""
+    flat = net.reshape(self, [-1])
+    place = from_start(net, net.reshape(index, [-1]), net.size(flat, 0))
+    values = net.reshape(net.cast(source, self.dtype), [-1])
+    if accumulate:
+        written = reduce_into(net, flat, 0, place, values, "SUM")
+    else:
+        written = net.scatter(flat, place, values, "ELEMENT", 0)
+    return net.reshape(written, self.shape)

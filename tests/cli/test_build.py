@@ -1,0 +1,147 @@
+"""``singlecard build``: a machine without a GPU fills the cache for one that has a card."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from singlecard.backend import compile_graph
+from singlecard.engine.cache import Cache
+from singlecard.report.model import load_model
+
+Model = Callable[[str], str]
+
+
+def test_it_says_what_it_built_and_where(command: Any, model: Model, tmp_path: Path) -> None:
+    """Without digest, targets and path nobody can tell what to copy to the card's machine."""
+    done = command(
+        "build", model("small"), "--targets", "sm89,sm86", "--precision", "fp16", "--cache-dir",
+        tmp_path, "--json",
+    )  # fmt: skip
+    assert done.status == 0
+    (engine,) = done.document["engines"]
+    assert engine["built"] and engine["seconds"] > 0 and engine["kernels"] >= 1
+    plan = Path(engine["plan"])
+    assert plan.parent.parent == tmp_path and plan.stat().st_size == engine["engine_bytes"]
+    assert done.document["targets"] == "sm86,sm89"
+    (entry,) = Cache(tmp_path).entries()
+    assert entry.digest == engine["digest"] and entry.manifest["key"]["targets"] == "sm86,sm89"
+
+
+def test_a_second_build_finds_the_first(command: Any, model: Model, tmp_path: Path) -> None:
+    """Otherwise every CI run would build everything again."""
+    first = command("build", model("small"), "--cache-dir", tmp_path, "--json").document
+    second = command("build", model("small"), "--cache-dir", tmp_path, "--json").document
+    assert [engine["built"] for engine in second["engines"]] == [False]
+    assert [e["digest"] for e in second["engines"]] == [e["digest"] for e in first["engines"]]
+
+
+def test_a_new_process_builds_nothing(command: Any, model: Model, tmp_path: Path) -> None:
+    """A key that holds something of the process would make every start a first one."""
+    command("build", model("small"), "--cache-dir", tmp_path)
+    arguments = ["build", model("small"), "--cache-dir", str(tmp_path), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "singlecard", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert [engine["built"] for engine in json.loads(done.stdout)["engines"]] == [False]
+
+
+def test_torch_compile_finds_what_was_built(command: Any, model: Model, tmp_path: Path) -> None:
+    """The run on the card would otherwise build again, and the offline build be for nothing."""
+    command("build", model("small"), "--targets", "sm89", "--cache-dir", tmp_path)
+    (built,) = Cache(tmp_path).entries()
+    loaded = load_model(model("small"))
+    options = {"targets": ("sm89",), "cache_dir": tmp_path, "execution": "reference"}
+    with torch.inference_mode():
+        torch.compile(loaded.module, backend=compile_graph, options=options)(*loaded.args)
+    assert [entry.digest for entry in Cache(tmp_path).entries()] == [built.digest]
+
+
+def test_the_console_script_reaches_the_same_verbs(tmp_path: Path) -> None:
+    """The README's commands start with ``singlecard``, not with ``python -m``."""
+    script = Path(sys.executable).with_name("singlecard")
+    command = [script] if script.exists() else [sys.executable, "-m", "singlecard"]
+    done = subprocess.run(
+        [*command, "cache", "list", "--json", "--cache-dir", tmp_path / "none"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "100"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["engines"] == []
+
+
+def test_keyword_arguments_reach_the_model(command: Any, model: Model, tmp_path: Path) -> None:
+    """transformers' models take theirs by name."""
+    done = command("build", model("with_kwargs"), "--cache-dir", tmp_path, "--json")
+    assert done.document["coverage"] == 1.0
+
+
+def test_an_op_left_out_is_told_once_with_its_line(
+    command: Any, model: Model, tmp_path: Path
+) -> None:
+    """A user looks for the line to change."""
+    done = command("build", model("partly_lowered"), "--cache-dir", tmp_path, "--json")
+    assert done.status == 0 and done.document["engines"]
+    ((op, reason, line),) = done.document["fallback"]
+    assert "bessel_j0" in op and op in reason
+    assert "models_for_cli.py" in line and "torch.special.bessel_j0" in line
+    assert done.err == ""
+
+
+def test_no_engine_at_all_is_status_1(command: Any, model: Model, tmp_path: Path) -> None:
+    """A deployment script must notice that there is nothing to deploy."""
+    done = command("build", model("not_lowered"), "--cache-dir", tmp_path)
+    assert done.status == 1 and "0% of 1" in done.out
+
+
+def test_strict_refuses_what_stays_in_pytorch(command: Any, model: Model, tmp_path: Path) -> None:
+    """``--strict`` is for those who want one engine or none."""
+    done = command("build", model("partly_lowered"), "--strict", "--cache-dir", tmp_path)
+    assert done.status == 2 and "bessel_j0" in done.err
+
+
+def test_min_block_size_leaves_small_blocks_out(
+    command: Any, model: Model, tmp_path: Path
+) -> None:
+    """An engine for one op costs more than it saves."""
+    done = command(
+        "build", model("partly_lowered"), "--min-block-size", "5", "--cache-dir", tmp_path, "--json"
+    )
+    assert done.status == 1 and done.document["engines"] == []
+
+
+def test_a_workspace_limit_is_part_of_what_is_built(
+    command: Any, model: Model, tmp_path: Path
+) -> None:
+    """A limit that were dropped on the way would be met on the card as an out-of-memory."""
+    command("build", model("small"), "--workspace-bytes", "64MB", "--cache-dir", tmp_path)
+    (entry,) = Cache(tmp_path).entries()
+    assert entry.manifest["key"]["workspace_bytes"] == "64000000"
+
+
+def test_what_the_model_prints_stays_out_of_the_answer(
+    command: Any, model: Model, tmp_path: Path
+) -> None:
+    """A program reads standard output as JSON."""
+    done = command("build", model("talkative"), "--cache-dir", tmp_path, "--json")
+    assert done.document["coverage"] == 1.0
+    assert "loading the model" in done.err
+
+
+def test_the_table_names_engine_targets_and_file(
+    command: Any, model: Model, tmp_path: Path
+) -> None:
+    """The same for a person."""
+    done = command("build", model("small"), "--targets", "sm120", "--cache-dir", tmp_path)
+    (entry,) = Cache(tmp_path).entries()
+    assert entry.digest[:12] in done.out and "sm120" in done.out
+    assert str(entry.plan) in done.out and "100% of" in done.out

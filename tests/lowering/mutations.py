@@ -1,0 +1,58 @@
+"""Ways to change a call so that some limit of its op is passed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+#: Numbers, texts and absences beyond what any op takes.
+ODD_VALUES = (10**6, -(10**6), 100, 7, 2, 1, 0, -7, 2.5, "nonsense", None, True, False)
+
+TYPES = (torch.bool, torch.int64, torch.int32, torch.float16, torch.float32)
+
+
+def _symbolic(value: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of the same rank and type whose extents are not known."""
+    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=False)
+    wide = torch.empty([size + 2 for size in value.shape], dtype=value.dtype)
+    return mode.from_tensor(wide)
+
+
+def _changed(value: Any) -> Iterator[Any]:
+    if isinstance(value, torch.Tensor):
+        yield from (value.to(dtype) for dtype in TYPES)
+        yield value.reshape((1,) * 9 + tuple(value.shape))
+        yield torch.zeros((), dtype=value.dtype)
+        yield torch.zeros(1, dtype=value.dtype)
+        yield torch.zeros((6000, 2)[: max(value.ndim, 1)], dtype=value.dtype)
+        yield torch.zeros((2,) * max(value.ndim - 1, 0), dtype=value.dtype)
+        yield torch.zeros((2,) * (value.ndim + 1), dtype=value.dtype)
+        yield torch.zeros((1, 5000) + (2,) * max(value.ndim - 2, 0), dtype=value.dtype)
+        yield torch.zeros((5000,) * min(value.ndim, 2), dtype=value.dtype)
+        yield _symbolic(value)
+    else:
+        yield from ODD_VALUES
+        yield _symbolic(torch.zeros(3)).shape[0]
+        yield torch.zeros(())
+        if isinstance(value, (list, tuple)):
+            for odd in (*ODD_VALUES, _symbolic(torch.zeros(3)).shape[0]):
+                yield [odd] * len(value)
+            for place, item in enumerate(value):
+                for other in _changed(item):
+                    yield [*value[:place], other, *value[place + 1 :]]
+
+
+def mutations(
+    target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Yield a call with one argument, those left at their defaults included, changed at a time."""
+    names = [argument.name for argument in target._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    for argument in target._schema.arguments:
+        value = given.get(argument.name, argument.default_value)
+        for other in _changed(value):
+            yield (), {**given, argument.name: other}

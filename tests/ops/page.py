@@ -1,0 +1,118 @@
+"""Measure every op of PyTorch's operator database, and write the page and the record.
+
+    python -m tests.ops.page
+
+takes some minutes, and writes `docs/operators.md` and `tests/ops/lowered.json`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from tests.ops import tolerances
+from tests.ops.harness import LOWERED, RAISED, RANDOM, WRONG
+from tests.ops.measure import PARTLY, measure
+from tests.ops.record import Table, type_name, write_record
+from tests.ops.relevant import DTYPES, all_ops, dtypes_of, exclusion, relevant_ops
+from tests.ops.samples import TAKEN
+
+PAGE = Path(__file__).parents[2] / "docs" / "operators.md"
+
+STATES = (LOWERED, PARTLY, "eager", WRONG, RAISED, RANDOM)
+
+
+def measure_ops() -> Table:
+    """Measure every relevant op in every type that it takes."""
+    table = {}
+    ops = relevant_ops()
+    for place, (name, op) in enumerate(ops.items()):
+        print(f"\r{place + 1}/{len(ops)} {name:60.60}", end="", file=sys.stderr)
+        table[name] = {dtype: measure(op, dtype) for dtype in dtypes_of(op)}
+    print(file=sys.stderr)
+    return table
+
+
+def render_page(table: Table) -> str:
+    """Return the page as Markdown."""
+    return "\n".join([*_head(table), "", *_rows(table), "", *_excluded()]) + "\n"
+
+
+def _head(table: Table) -> Iterator[str]:
+    assert tolerances.__doc__
+    yield "# PyTorch's operators in singlecard"
+    yield ""
+    yield (
+        "Written by `python -m tests.ops.page` from PyTorch's own operator database "
+        f"(`op_db` of torch {torch.__version__.partition('+')[0]}): up to {TAKEN} samples of each "
+        "operator and type, chosen to differ, are captured, lowered, evaluated by the reference "
+        "evaluator and compared with eager PyTorch; the first lowered one is also built."
+    )
+    yield ""
+    yield "- **lowered**: all samples run in an engine as a whole."
+    yield "- **partly**: some samples do; what stays in eager PyTorch stays for the reason given."
+    yield "- **eager**: PyTorch runs it; the answer is right, and the reason given."
+    yield ""
+    yield "| type | " + " | ".join(STATES) + " | in all | lowered |"
+    yield "| --- |" + " ---: |" * (len(STATES) + 2)
+    for dtype in DTYPES:
+        counts = Counter(row[dtype].state for row in table.values() if dtype in row)
+        total = counts.total() - counts[RANDOM]
+        share = f"{counts[LOWERED] / max(total, 1):.1%}"
+        cells = [str(counts[state]) for state in STATES]
+        yield f"| {type_name(dtype)} | " + " | ".join(cells) + f" | {total} | {share} |"
+    yield ""
+    yield "## How close is right"
+    yield ""
+    yield tolerances.__doc__.partition("\n")[2].strip()
+
+
+def _rows(table: Table) -> Iterator[str]:
+    yield "## Operators"
+    yield ""
+    yield "| operator | " + " | ".join(map(type_name, DTYPES)) + " | why not whole |"
+    yield "| --- |" + " --- |" * (len(DTYPES) + 1)
+    for name, row in sorted(table.items(), key=lambda item: item[0].lower()):
+        states = [row[dtype].state if dtype in row else "" for dtype in DTYPES]
+        reasons = dict.fromkeys(
+            measured.reason for measured in row.values() if measured.state != LOWERED
+        )
+        text = "; ".join(filter(None, reasons)).replace("|", "\\|")
+        yield f"| `{name}` | " + " | ".join(states) + f" | {text} |"
+
+
+def _excluded() -> Iterator[str]:
+    yield "## Left out of the count"
+    yield ""
+    yield (
+        "An inference backend is not measured on these. Samples with tensors of no elements and "
+        "samples that draw random numbers do not count either."
+    )
+    yield ""
+    reasons: dict[str, list[str]] = {}
+    for name, op in all_ops().items():
+        reason = exclusion(op)
+        if reason:
+            reasons.setdefault(reason, []).append(f"`{name}`")
+    for reason, names in reasons.items():
+        yield f"- {reason} ({len(names)}): {', '.join(names)}"
+
+
+def main() -> None:
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    table = measure_ops()
+    write_record(table)
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(render_page(table))
+    print(f"wrote {PAGE}")
+
+
+if __name__ == "__main__":
+    main()

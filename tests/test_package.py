@@ -1,0 +1,85 @@
+"""The package as users get it: what an import costs, what it offers, what is registered."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import singlecard
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_it_loads_neither_tensorrt_nor_cuda() -> None:
+    """torch.compile looks backends up by name in every process, also in those that use another."""
+    heavy = ("torch", "tensorrt_rtx", "tensorrt", "torch_tensorrt", "rich", "numpy")
+    loaded = f"[name for name in {heavy!r} if name in sys.modules]"
+    assert run_python(f"import sys, singlecard; print({loaded})") == "[]"
+
+
+def test_the_backend_itself_leaves_cuda_alone() -> None:
+    """A process that forks its workers must not have touched the card before."""
+    code = (
+        "import sys, torch, singlecard.backend; "
+        "print(torch.cuda.is_initialized(), 'tensorrt_rtx' in sys.modules)"
+    )
+    assert run_python(code) == "False False"
+
+
+def test_every_public_name_resolves() -> None:
+    """A name in the documentation that is not there costs more trust than a missing feature."""
+    for name in singlecard.__all__:
+        assert getattr(singlecard, name) is not None
+    assert sorted(singlecard.__all__) == singlecard.__all__
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    """``hasattr`` and tab completion rely on it."""
+    assert not hasattr(singlecard, "no_such_name")
+
+
+@pytest.mark.parametrize("package", ["singlecard", "singlecard_calib"])
+def test_types_ship(package: str) -> None:
+    """Without the marker mypy ignores every hint."""
+    found = find_spec(package)
+    if found is None or found.origin is None:
+        pytest.skip(f"{package} is not on the path")
+    assert Path(found.origin).with_name("py.typed").exists()
+
+
+def test_the_distribution_registers_backend_and_script() -> None:
+    """``backend="singlecard"`` works with no import only through its entry point."""
+    try:
+        installed = distribution("singlecard")
+    except PackageNotFoundError:
+        pytest.skip("singlecard is not installed, only on the path")
+    points = {(point.group, point.name): point.value for point in installed.entry_points}
+    assert points["torch_dynamo_backends", "singlecard"] == "singlecard.backend:compile_graph"
+    assert points["console_scripts", "singlecard"] == "singlecard.cli:main"
+    assert installed.version == singlecard.__version__
+
+
+def test_torch_lists_the_backend() -> None:
+    """The one line of the README."""
+    try:
+        distribution("singlecard")
+    except PackageNotFoundError:
+        pytest.skip("singlecard is not installed, only on the path")
+    listed = run_python("import torch; print('singlecard' in torch._dynamo.list_backends())")
+    assert listed == "True"
+
+
+def test_the_changelog_knows_the_version() -> None:
+    """A release nobody described."""
+    assert f"## {singlecard.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
