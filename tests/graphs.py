@@ -1,4 +1,4 @@
-"""Programs of small models, and what they compute: the ground of the tests of capture and passes."""
+"""Programs of small models, and what they compute: for the tests of capture and passes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import fx
+
 from singlecard.capture.aot import capture, copy_graph
 from singlecard.capture.program import Program
 from singlecard.partition import Partition, divide
 from singlecard.passes import simplify
 from singlecard.report.measure import fresh_call
-from torch import fx
 
 
 class _Unused:

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from singlecard.engine.build import key_digest, key_parts
 from singlecard.lowering.lower import lower
 from singlecard.options import Options
 from singlecard.passes import simplify
 from singlecard.session import Session
-from torch import nn
-
 from tests.graphs import divided, program_of, targets
 
 

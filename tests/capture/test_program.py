@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from singlecard.capture.program import module_path, source_line
-from singlecard.errors import CaptureError
 from torch import nn
 
+from singlecard.capture.program import module_path, source_line
+from singlecard.errors import CaptureError
 from tests.graphs import program_of
 
 aten = torch.ops.aten
@@ -48,7 +48,7 @@ def test_untyped_value_is_refused() -> None:
 
 
 def test_weights_are_constants_and_inputs_are_not() -> None:
-    """Weights that stay inputs cost several times the kernels; inputs that freeze give one answer."""
+    """Weights that stay inputs cost several times the kernels; frozen inputs give one answer."""
     program = program_of(nn.Linear(4, 4), torch.ones(2, 4))
     assert len(program.placeholders) == 1
     assert len(program.frozen) == 2
@@ -69,4 +69,6 @@ def test_ops_lead_back_to_modules_and_lines() -> None:
     linear, relu = program.calls()
     assert module_path(linear).endswith("inner.0") and module_path(relu).endswith("inner.1")
     program = program_of(lambda x: x.sin(), torch.ones(2))
-    assert source_line(next(program.calls())).endswith("program_of(lambda x: x.sin(), torch.ones(2))")
+    assert source_line(next(program.calls())).endswith(
+        "program_of(lambda x: x.sin(), torch.ones(2))"
+    )

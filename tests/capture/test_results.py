@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from singlecard.backend import compile_graph
 from singlecard.capture.results import axis_order, laid_out
 from singlecard.report.measure import fresh_call
-from torch import nn
 
 
 @torch.no_grad()
@@ -25,7 +26,8 @@ def check(model: Callable[..., Any], *args: torch.Tensor, dynamic: bool | None =
     theirs = [arg.detach().clone(memory_format=torch.preserve_format) for arg in args]
     got, want = compiled(*ours), model(*theirs)
     for a, b in zip([*got, *ours], [*want, *theirs], strict=True):
-        assert a.stride() == b.stride()
+        # Gaps that a slice leaves and the zero strides of a broadcast are not made again.
+        assert a.stride() == b.stride() or not torch.ops.aten.is_non_overlapping_and_dense(b)
     for place in range(len(got)):
         torch.testing.assert_close([*got, *ours], [*want, *theirs])
         if want[place].is_contiguous():
@@ -101,13 +103,17 @@ def test_channels_last_output() -> None:
 
 def test_channels_last_and_strided_inputs() -> None:
     """An input's layout is no part of its values: taken as it lies, an image becomes noise."""
-    check(lambda x: (x * 2, x.sum(1)), torch.randn(1, 3, 4, 4).to(memory_format=torch.channels_last))
+    check(
+        lambda x: (x * 2, x.sum(1)), torch.randn(1, 3, 4, 4).to(memory_format=torch.channels_last)
+    )
     check(lambda x: (x * 2,), torch.randn(4, 6)[:, ::2].t())
 
 
 def test_strided_look_at_an_engines_value() -> None:
     """as_strided reads memory by its layout, which an engine chooses otherwise than PyTorch."""
-    check(lambda x: (torch.as_strided(x.t() + 1, (2, 2), (1, 2)) * 1,), torch.arange(6.0).view(2, 3))
+    check(
+        lambda x: (torch.as_strided(x.t() + 1, (2, 2), (1, 2)) * 1,), torch.arange(6.0).view(2, 3)
+    )
 
 
 def test_axis_order_round_trip() -> None:

@@ -85,6 +85,32 @@ def test_keyword_arguments_reach_the_model(command: Any, model: Model, tmp_path:
     assert done.document["coverage"] == 1.0
 
 
+def test_a_pt2_file_leads_to_the_same_engine(
+    command: Any, model: Model, tmp_path: Path
+) -> None:
+    """Who deploys has the exported file, who develops the source: they must share one cache."""
+    loaded = load_model(model("small"))
+    file = tmp_path / "small.pt2"
+    torch.export.save(torch.export.export(loaded.module, loaded.args), file)
+    first = command("build", file, "--cache-dir", tmp_path / "cache", "--json").document
+    again = command("build", model("small"), "--cache-dir", tmp_path / "cache", "--json").document
+    assert [engine["built"] for engine in again["engines"]] == [False]
+    assert again["engines"][0]["digest"] == first["engines"][0]["digest"]
+
+
+def test_a_pt2_files_dynamic_batch_stays_dynamic(
+    command: Any, model: Model, tmp_path: Path
+) -> None:
+    """An engine for the example's batch alone would be built again for every other."""
+    loaded = load_model(model("small"))
+    shapes = ({0: torch.export.Dim("batch", min=2, max=16)},)
+    program = torch.export.export(loaded.module, loaded.args, dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "dynamic.pt2")
+    command("build", tmp_path / "dynamic.pt2", "--cache-dir", tmp_path / "cache")
+    (entry,) = Cache(tmp_path / "cache").entries()
+    assert "((2, 8), (2, 8), (16, 8))" in entry.manifest["key"]["profiles"]
+
+
 def test_an_op_left_out_is_told_once_with_its_line(
     command: Any, model: Model, tmp_path: Path
 ) -> None:

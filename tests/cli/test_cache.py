@@ -90,6 +90,17 @@ def test_clear_leaves_nothing(command: Any, filled: Path) -> None:
     assert list(filled.iterdir()) == []
 
 
+def test_clear_touches_nothing_that_is_not_an_engine(command: Any, filled: Path) -> None:
+    """One wrong folder after ``--cache-dir`` must not cost a user's home."""
+    (filled / "Documents").mkdir()
+    (filled / "Documents" / "thesis.tex").touch()
+    (filled / "notes.lock").touch()
+    for action in ("clear", "verify", "list"):
+        assert command("cache", action, "--cache-dir", filled).status == 0
+    assert {path.name for path in filled.iterdir()} == {"Documents", "notes.lock"}
+    assert (filled / "Documents" / "thesis.tex").exists()
+
+
 def test_a_file_in_the_folders_place_is_named(command: Any, tmp_path: Path) -> None:
     """An empty list would say that nothing was ever built."""
     (tmp_path / "file").touch()

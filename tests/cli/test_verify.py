@@ -46,6 +46,14 @@ def test_an_fp16_model_is_not_held_to_fp32(command: Any, model: Model, tmp_path:
     assert done.status == 0 and done.document["tolerance"] == 5e-3
 
 
+def test_a_model_without_engines_does_not_pass(
+    command: Any, model: Model, tmp_path: Path
+) -> None:
+    """PyTorch equals itself: a green check on that would hide that nothing was lowered."""
+    done = command("verify", model("not_lowered"), "--cache-dir", tmp_path)
+    assert done.status == 1 and "no engine to verify" in done.out
+
+
 @pytest.mark.parametrize("tolerance", ["-1", "nan", "inf"])
 def test_a_tolerance_that_means_nothing_is_refused(
     command: Any, model: Model, tolerance: str

@@ -1,4 +1,4 @@
-"""Calls of declared ops that no graph of PyTorch's operator database holds, by the op's full name."""
+"""Calls of declared ops that no graph of PyTorch's operator database holds, by full name."""
 
 from __future__ import annotations
 
@@ -37,6 +37,9 @@ EXTRA: dict[str, tuple[Arguments, ...]] = {
         _call(_floats(3, 4), 0.75, rounding_mode="floor"),
         _call(_integers(3, 4), 2, rounding_mode="trunc"),
     ),
+    "aten.eq.Scalar": _SCALAR,
+    "aten.ge.Scalar": _SCALAR,
+    "aten.gt.Scalar": _SCALAR,
     "aten.le.Scalar": _SCALAR,
     "aten.lt.Scalar": _SCALAR,
     "aten.matmul.default": (_call(_floats(2, 3, 4), _floats(4, 5)),),

@@ -8,26 +8,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
 from singlecard.capture.aot import capture
 from singlecard.capture.program import Program
 from singlecard.lowering.table import table
 from singlecard.passes import simplify
-from torch import fx
-
 from tests.ops.harness import copies, graph_of_call
 from tests.ops.measure import function_of
 from tests.ops.relevant import all_ops, dtypes_of
-from tests.ops.samples import samples_of
+from tests.ops.samples import Sample, samples_of
 
-#: Calls kept of one op, and samples looked at for each op of the database (1 for further types).
-KEPT, LOOKED_AT = 8, 3
+#: Calls kept of one op and type, those among them from one source, and samples looked at of each
+#: source in its first type (1 in the others).
+KEPT, FROM_ONE, LOOKED_AT = 6, 2, 3
 
 #: Ops of the database whose graphs hold what bears another name.
 SOURCES = (
     "nn.functional.linear nn.functional.conv1d nn.functional.conv2d nn.functional.conv3d "
     "nn.functional.conv_transpose2d nn.functional.layer_norm nn.functional.group_norm "
     "nn.functional.batch_norm nn.functional.instance_norm nn.functional.rms_norm "
-    "nn.functional.embedding nn.functional.embedding_bag nn.functional.scaled_dot_product_attention "
+    "nn.functional.embedding nn.functional.embedding_bag "
+    "nn.functional.scaled_dot_product_attention "
     "softmax log_softmax cdist nn.functional.pdist nn.functional.bilinear nn.functional.elu "
     "nn.functional.selu std_mean var_mean var nn.functional.prelu __getitem__ index_put "
     "index_select scatter_reduce.sum zeros_like to contiguous all any max.reduction_with_dim "
@@ -49,19 +52,31 @@ class RealCall:
     target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    source: str = ""
+
+    @property
+    def types(self) -> list[torch.dtype]:
+        """The element types of its tensors."""
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        return [leaf.dtype for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 class _Recorder(fx.Interpreter):
     """Runs a graph and notes the calls of declared ops."""
 
-    def __init__(self, module: fx.GraphModule, found: dict[Any, list[RealCall]]) -> None:
+    def __init__(
+        self, module: fx.GraphModule, source: str, found: dict[Any, list[RealCall]]
+    ) -> None:
         super().__init__(module)
-        self.found = found
+        self.source, self.found = source, found
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         calls = self.found.get(target)
-        if calls is not None and len(calls) < KEPT:
-            calls.append(RealCall(target, args, dict(kwargs)))
+        if calls is not None:
+            call = RealCall(target, args, dict(kwargs), self.source)
+            alike = [known.source for known in calls if known.types == call.types]
+            if len(alike) < KEPT and alike.count(self.source) < FROM_ONE:
+                calls.append(call)
         return super().call_function(target, args, kwargs)
 
 
@@ -77,27 +92,25 @@ def _names() -> Iterator[str]:
 @functools.cache
 @torch.no_grad()
 def real_calls() -> dict[Any, list[RealCall]]:
-    """Return up to ``KEPT`` calls of each declared target."""
+    """Return up to ``KEPT`` calls of each declared target and type."""
     found: dict[Any, list[RealCall]] = {target: [] for target in table()}
     for name in _names():
         op = all_ops()[name]
         for place, dtype in enumerate(dtypes_of(op)):
             for args, kwargs in samples_of(op, dtype)[: LOOKED_AT if place == 0 else 1]:
-                _record(function_of(op), args, kwargs, found)
+                _record(name, (args, kwargs), found)
     return found
 
 
-def _record(
-    function: Any, args: Any, kwargs: Any, found: dict[Any, list[RealCall]]
-) -> None:
-    module, tensors, _ = graph_of_call(function, args, kwargs)
+def _record(name: str, sample: Sample, found: dict[Any, list[RealCall]]) -> None:
+    module, tensors, _ = graph_of_call(function_of(all_ops()[name]), *sample)
 
     def note(program: Program) -> Any:
         values = [tensors[place] for place in program.positions]
         for simplified in (False, True):
             if simplified:
                 simplify(program)
-            _Recorder(program.module, found).run(*copies(values))
+            _Recorder(program.module, name, found).run(*copies(values))
         raise _Done
 
     try:

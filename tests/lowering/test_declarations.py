@@ -7,18 +7,18 @@ an exception in somebody's compile; one that refuses without the value met leave
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import fx
+
 from singlecard.lowering.call import Call
 from singlecard.lowering.conditions import Condition, first_refusal
 from singlecard.lowering.coverage import render_coverage
 from singlecard.lowering.table import CARRIED, declarations, table
-from torch import fx
-
 from tests.lowering.extra_calls import EXTRA
 from tests.lowering.harvest import RealCall, real_calls
 from tests.lowering.mutations import mutations
@@ -79,6 +79,21 @@ def accepted(target: Any) -> Iterator[RealCall]:
             yield call
 
 
+#: Ops that are lowered for their first result only.
+FIRST_ONLY = (
+    torch.ops.aten.max_pool2d_with_indices.default,
+    torch.ops.aten.max_pool3d_with_indices.default,
+    torch.ops.aten.native_layer_norm.default,
+)
+
+
+def function_of(target: Any) -> Callable[..., Any]:
+    """Return what is called: the op, or its first result."""
+    if target not in FIRST_ONLY:
+        return target  # type: ignore[no-any-return]
+    return lambda *args, **kwargs: target(*args, **kwargs)[0]
+
+
 TARGETS = sorted(table(), key=str)
 
 
@@ -87,7 +102,7 @@ def test_what_is_accepted_builds_and_equals_eager(target: Any) -> None:
     calls = list(accepted(target))
     assert calls, f"no call of {target} is at hand: add one to tests/lowering/extra_calls.py"
     for place, call in enumerate(calls[:3]):
-        outcome = run_call(target, call.args, call.kwargs, build=place == 0)
+        outcome = run_call(function_of(target), call.args, call.kwargs, build=place == 0)
         assert outcome.state in (LOWERED, RANDOM), f"call {place}: {outcome.reason}"
 
 
@@ -102,7 +117,8 @@ CONDITIONS = [
 def test_what_is_refused_is_told_with_the_value_met(declaration: Any, condition: Condition) -> None:
     sentences = set()
     for target in declaration.targets:
-        for call in calls_of(target)[:4]:
+        calls = calls_of(target)
+        for call in {id(call): call for call in (*calls[:3], *calls[-3:])}.values():
             result = call.target(*call.args, **call.kwargs)
             for args, kwargs in mutations(target, call.args, call.kwargs):
                 try:

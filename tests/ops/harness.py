@@ -16,16 +16,16 @@ from typing import Any
 from unittest import mock
 
 import torch
-from singlecard.capture.aot import capture
-from singlecard.errors import CaptureError
-from singlecard.network.building import build_plan
-from singlecard.options import Options
-from singlecard.session import Session
 from torch import fx
 from torch._subclasses import fake_tensor
 from torch.fx.experimental import symbolic_shapes
 from torch.utils import _pytree as pytree
 
+from singlecard.capture.aot import capture
+from singlecard.errors import CaptureError
+from singlecard.network.building import build_plan
+from singlecard.options import Options
+from singlecard.session import Session
 from tests.ops.tolerances import difference
 
 #: What is raised where a graph cannot be captured: the call stays in eager.
@@ -37,7 +37,10 @@ NOT_CAPTURED = (
     symbolic_shapes.GuardOnDataDependentSymNode,
 )
 
-LOWERED, EAGER, WRONG, RAISED, RANDOM = "lowered", "eager", "wrong", "raised", "random"
+LOWERED, EAGER, WRONG, RAISED = "lowered", "eager", "wrong", "raised"
+
+#: States that do not count: there is nothing to compare with, or nothing to compute.
+RANDOM, EMPTY = "random", "empty"
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,11 @@ def run_call(
     if wrong and difference(answers, _in_float32(module, tensors)):
         return Outcome(WRONG, wrong)
     fallback = [item for graph in session.graphs for item in graph.fallback]
+    for item in fallback:
+        if "please report this" in item.reason:  # a defect of a converter, caught by the session
+            return Outcome(RAISED, item.reason)
+    if fallback and all("meets an empty tensor" in item.reason for item in fallback):
+        return Outcome(EMPTY, fallback[0].reason)
     if fallback:
         return Outcome(EAGER, fallback[0].reason)
     return Outcome(LOWERED)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tests.ops.harness import EAGER, LOWERED, RAISED, RANDOM, WRONG, Outcome, run_call
+from tests.ops.harness import EAGER, EMPTY, LOWERED, RAISED, WRONG, Outcome, run_call
 from tests.ops.samples import samples_of
 
 PARTLY = "partly"
@@ -23,19 +23,19 @@ class Measured:
 
     @property
     def state(self) -> str:
-        """``lowered`` where all samples are, ``partly``, ``eager``; ``wrong`` and ``raised`` win."""
+        """``lowered`` where all samples are, ``partly`` or ``eager``; bad states win."""
         states = [outcome.state for outcome in self.outcomes]
         for bad in (WRONG, RAISED):
             if bad in states:
                 return bad
         if EAGER in states:
             return PARTLY if LOWERED in states else EAGER
-        return LOWERED if LOWERED in states else RANDOM
+        return LOWERED if LOWERED in states else next(iter(states), EMPTY)
 
     @property
     def reason(self) -> str:
         """The most frequent reason among the samples that decide the state."""
-        deciding = self.state if self.state in (WRONG, RAISED, RANDOM) else EAGER
+        deciding = EAGER if self.state == PARTLY else self.state
         reasons = Counter(item.reason for item in self.outcomes if item.state == deciding)
         return reasons.most_common(1)[0][0] if reasons else ""
 
@@ -48,7 +48,7 @@ def function_of(op: Any) -> Callable[..., Any]:
 
 
 def measure(op: Any, dtype: torch.dtype, *, build: bool = True) -> Measured:
-    """Run the samples of an op in one type; ``build`` builds the engine of the first lowered one."""
+    """Run the samples of an op in one type; ``build`` builds the first lowered one too."""
     function = function_of(op)
     outcomes = []
     for args, kwargs in samples_of(op, dtype):

@@ -1,4 +1,4 @@
-"""The record of what is lowered: `lowered.json`, by type the ops that are lowered in all samples."""
+"""The record of what is lowered, `lowered.json`: by type, the ops lowered in all samples."""
 
 from __future__ import annotations
 

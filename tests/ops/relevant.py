@@ -66,7 +66,10 @@ RULES = (
             r"polygamma.*|mvlgamma.*|igammac?",
         ),
     ),
-    Rule("kernels that exist on CUDA only", (r"jiterator_.*", r".*triton.*", r"torch\._scaled_mm.*")),
+    Rule(
+        "kernels that exist on CUDA only",
+        (r"jiterator_.*", r".*triton.*", r"torch\._scaled_mm.*"),
+    ),
     Rule("answers a shape or a number, not a tensor", ("broadcast_shapes|item|equal|allclose",)),
 )
 

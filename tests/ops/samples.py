@@ -20,7 +20,7 @@ def tensors_of(sample: Sample) -> list[torch.Tensor]:
 
 
 def is_empty(sample: Sample) -> bool:
-    """Tell whether a sample has a tensor without elements: these run in eager by design."""
+    """Tell whether a sample has a tensor without elements."""
     return any(not tensor.numel() for tensor in tensors_of(sample))
 
 
@@ -35,13 +35,17 @@ def _form(sample: Sample) -> tuple[Any, ...]:
 
 
 def samples_of(op: Any, dtype: torch.dtype) -> list[Sample]:
-    """Return up to ``TAKEN`` samples of an op: one of each form first, spread over the list."""
+    """Return up to ``TAKEN`` samples of an op: one of each form first, spread over the list.
+
+    One sample with empty tensors comes on top, where the database has any.
+    """
     torch.manual_seed(0)
     generator = op.sample_inputs("cpu", dtype, requires_grad=False)
     found: list[Sample] = []
     for sample in itertools.islice(generator, LOOKED_AT):
         found.append(((sample.input, *sample.args), dict(sample.kwargs)))
-    found = [sample for sample in found if not is_empty(sample)] or found[:1]
+    empty = [sample for sample in found if is_empty(sample)][:1]
+    found = [sample for sample in found if not is_empty(sample)]
     forms: dict[tuple[Any, ...], Sample] = {}
     for sample in found:
         forms.setdefault(_form(sample), sample)
@@ -49,13 +53,12 @@ def samples_of(op: Any, dtype: torch.dtype) -> list[Sample]:
     if len(distinct) < TAKEN:
         chosen = {id(sample) for sample in distinct}
         rest = [sample for sample in found if id(sample) not in chosen]
-        return distinct + _spread(rest, TAKEN - len(distinct))
-    return _spread(distinct, TAKEN)
+        return distinct + _spread(rest, TAKEN - len(distinct)) + empty
+    return _spread(distinct, TAKEN) + empty
 
 
 def _spread(items: Sequence[Sample], count: int) -> list[Sample]:
     if len(items) <= count:
         return list(items)
-    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)] if (
-        count > 1
-    ) else [items[0]]
+    step = (len(items) - 1) / max(count - 1, 1)
+    return [items[round(place * step)] for place in range(count)]

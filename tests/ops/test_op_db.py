@@ -1,4 +1,4 @@
-"""PyTorch's operator database through the pipeline: lowered and right, or left to eager for a reason.
+"""PyTorch's operator database through the pipeline: lowered and right, or in eager for a reason.
 
 A wrong answer here is a wrong answer in somebody's model; an exception is a model that stops.
 """

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from singlecard.partition import Partition
 from torch import fx
 
+from singlecard.partition import Partition
 from tests.graphs import divided, program_of
 
 aten = torch.ops.aten

@@ -209,7 +209,9 @@ def test_split_of_another_axis_keeps_its_bias() -> None:
             q, k, v = (self.split(part, 2) for part in self.joined(x).split(1, dim=0))
             return self.project(self.merge(self.attend(q, k, v)))
 
-    assert "push_bias_through_split" not in fired(simplified(Batched().eval(), torch.randn(3, 5, 8)))
+    assert "push_bias_through_split" not in fired(
+        simplified(Batched().eval(), torch.randn(3, 5, 8))
+    )
 
 
 class Broadcast(Attention):

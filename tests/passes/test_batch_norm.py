@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
+
 from singlecard.options import Options
 from singlecard.passes import simplify
 from singlecard.report.verify import verify
-from torch import nn
-
 from tests.graphs import fired, program_of, simplified, targets
 
 
@@ -24,7 +24,9 @@ def normed(channels: int, rank: int = 2) -> nn.Module:
 
 def test_folds_into_convolution() -> None:
     """A user would pay two more passes over every feature map of a ResNet."""
-    program = simplified(nn.Sequential(nn.Conv2d(3, 4, 3), normed(4)).eval(), torch.randn(1, 3, 8, 8))
+    program = simplified(
+        nn.Sequential(nn.Conv2d(3, 4, 3), normed(4)).eval(), torch.randn(1, 3, 8, 8)
+    )
     assert targets(program) == ["aten.convolution.default"]
 
 
@@ -71,8 +73,9 @@ def test_norm_without_convolution() -> None:
 
 def test_training_mode_is_left() -> None:
     """In training mode the statistics are the batch's own: folding would freeze them."""
-    program = program_of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train(),
-                         torch.randn(2, 3, 8, 8))
+    program = program_of(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train(), torch.randn(2, 3, 8, 8)
+    )
     simplify(program)
     assert "fold_batch_norm" not in fired(program)
     assert len(program.mutations) == 3  # mean, variance and the count of batches

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from singlecard.passes import simplify
 from torch import nn
 
+from singlecard.passes import simplify
 from tests.graphs import fired, program_of, simplified, targets
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from singlecard.passes import simplify
 
+from singlecard.passes import simplify
 from tests.graphs import fired, program_of, simplified, targets
 
 

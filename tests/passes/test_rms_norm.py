@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from singlecard.capture import ops
 
+from singlecard.capture import ops
 from tests.graphs import fired, simplified, targets
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from singlecard.capture.program import Program
 from singlecard.network.types import COMPUTABLE
 from singlecard.passes import simplify
 from singlecard.precision.casts import lower_precision
-from torch import nn
-
 from tests.graphs import answers, program_of, targets
 
 aten = torch.ops.aten

@@ -23,21 +23,37 @@ aten = torch.ops.aten
 
 #: Ops that PyTorch would decompose and that we lower whole, or fold with their neighbours.
 _KEPT_WHOLE = (
-    aten._softmax.default,
     aten._log_softmax.default,
+    aten._scaled_dot_product_attention_math.default,
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    aten._softmax.default,
+    aten._upsample_nearest_exact1d.default,
+    aten._upsample_nearest_exact1d.vec,
+    aten._upsample_nearest_exact2d.default,
+    aten._upsample_nearest_exact2d.vec,
+    aten._upsample_nearest_exact3d.default,
+    aten._upsample_nearest_exact3d.vec,
     aten.addmm.default,
+    aten.col2im.default,
+    aten.elu.default,
     aten.embedding.default,
     aten.gelu.default,
     aten.hardsigmoid.default,
     aten.hardswish.default,
     aten.leaky_relu.default,
-    aten.elu.default,
     aten.masked_fill.Scalar,
     aten.masked_fill.Tensor,
-    aten.native_layer_norm.default,
     aten.native_group_norm.default,
-    aten.rsub.Tensor,
+    aten.native_layer_norm.default,
+    aten.reflection_pad1d.default,
+    aten.reflection_pad2d.default,
+    aten.reflection_pad3d.default,
+    aten.replication_pad1d.default,
+    aten.replication_pad2d.default,
+    aten.replication_pad3d.default,
+    aten.roll.default,
     aten.rsub.Scalar,
+    aten.rsub.Tensor,
     aten.select_scatter.default,
     aten.silu.default,
     aten.softplus.default,
@@ -48,9 +64,18 @@ _KEPT_WHOLE = (
     aten.transpose.int,
     aten.tril.default,
     aten.triu.default,
-    aten.upsample_bilinear2d.vec,
-    aten.upsample_nearest2d.vec,
     aten.unbind.int,
+    aten.upsample_bicubic2d.vec,
+    aten.upsample_bilinear2d.vec,
+    aten.upsample_linear1d.default,
+    aten.upsample_linear1d.vec,
+    aten.upsample_nearest1d.default,
+    aten.upsample_nearest1d.vec,
+    aten.upsample_nearest2d.default,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_nearest3d.default,
+    aten.upsample_nearest3d.vec,
+    aten.upsample_trilinear3d.vec,
 )
 
 
@@ -168,6 +193,14 @@ def _frozen_values(
 
 COPY = aten.copy_.default
 
+#: Checks of values at run time, such as one-hot's of its classes. An engine has no way to raise.
+_ASSERTIONS = (
+    aten._assert_async.default,
+    aten._assert_async.msg,
+    aten._assert_scalar.default,
+    aten._assert_tensor_metadata.default,
+)
+
 
 def program_from_aot(original: fx.GraphModule, frozen: dict[int, torch.Tensor]) -> Program:
     """Freeze weights and turn mutations into outputs; ``original`` is left as it is.
@@ -193,6 +226,9 @@ def program_from_aot(original: fx.GraphModule, frozen: dict[int, torch.Tensor]) 
         mutated[place[destination]] = value
         node.replace_all_uses_with(value)
         graph.erase_node(node)
+    for target in _ASSERTIONS:
+        for node in graph.find_nodes(op="call_function", target=target):
+            graph.erase_node(node)
     for index, value in frozen.items():
         node = placeholders[index]
         name = f"frozen_{index}"

@@ -67,9 +67,13 @@ def run(given: argparse.Namespace) -> Answer:
 
 
 def _write(path: Path, page: str) -> None:
+    """Write a page whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
     try:
-        path.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise OptionError(
             f"--html {path} cannot be written ({error.strerror or error}): name another file"
         ) from error

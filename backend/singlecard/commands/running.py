@@ -34,16 +34,16 @@ def run_model(
         CacheError: the cache folder cannot be used; found before the work, which may be long.
     """
     with nullcontext() if given.debug else _quiet_torch():
-        model = load_model(given.model)
-        Cache(options.cache_dir).open()
-        try:
-            with progress_bars(given.model) as progress:
+        with progress_bars(given.model) as progress:
+            model = load_model(given.model)
+            Cache(options.cache_dir).open()
+            try:
                 return work(model, progress)
-        except SinglecardError:
-            raise
-        except Exception:
-            _check_runs(model)
-            raise
+            except SinglecardError:
+                raise
+            except Exception:
+                _check_runs(model)
+                raise
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -27,6 +28,10 @@ from singlecard.errors import CacheError
 
 FORMAT = 1
 PLAN, MANIFEST = "engine.plan", "manifest.json"
+
+#: Names that this store gives. Whatever else lies in the folder is somebody else's: never touched.
+_ENTRY = re.compile(r"[0-9a-f]{64}")
+_OURS = re.compile(r"[0-9a-f]{64}(\.damaged|\.lock)?|[0-9a-f]{16}\..+\.tmp")
 
 
 def default_folder() -> Path:
@@ -217,7 +222,11 @@ class Cache:
     def _folders(self) -> list[Path]:
         if not self.folder.is_dir():
             return []
-        return [path for path in self.folder.iterdir() if path.is_dir() and not path.suffix]
+        return [
+            path
+            for path in self.folder.iterdir()
+            if _ENTRY.fullmatch(path.name) and path.is_dir()
+        ]
 
     def verify(self) -> dict[str, str | None]:
         """Check every entry; return for each digest None, or what is wrong with it."""
@@ -250,11 +259,9 @@ class Cache:
         count = 0
         if self.folder.is_dir():
             for path in list(self.folder.iterdir()):
-                if path.is_dir() and (not path.suffix or path.suffix in (".damaged", ".tmp")):
-                    shutil.rmtree(path, ignore_errors=True)
-                    count += 1
-                elif path.suffix == ".lock":
-                    path.unlink(missing_ok=True)
+                if _OURS.fullmatch(path.name):
+                    count += path.is_dir()
+                    _discard(path)
         return count
 
 

@@ -1,6 +1,6 @@
 """The coverage page: every op that is lowered, with its conditions, written from the declarations.
 
-    python -m singlecard.lowering.coverage docs/coverage.md
+python -m singlecard.lowering.coverage docs/coverage.md
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def _lines(declared: Iterable[Declaration]) -> Iterator[str]:
     yield "# What singlecard lowers to TensorRT"
     yield ""
     yield (
-        "Written by `python -m singlecard.lowering.coverage docs/coverage.md` from the declarations "
-        "beside the converters: the partition decides by them, and `explain` words its reasons "
+        "Written by `python -m singlecard.lowering.coverage docs/coverage.md` from the "
+        "declarations beside the converters: the partition decides by them, and `explain` words its reasons "
         "with them. What no line here takes stays in eager PyTorch."
     )
     yield ""

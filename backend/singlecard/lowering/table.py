@@ -16,6 +16,7 @@ import singlecard.lowering.ops as ops_package
 from singlecard.lowering.call import Call, tensors_in
 from singlecard.lowering.conditions import first_refusal, type_name
 from singlecard.lowering.declaration import Declaration
+from singlecard.lowering.outputs import used_entries
 
 #: Types that networks of ours carry. int8 and fp8 live between quantize and dequantize only.
 CARRIED = (
@@ -58,7 +59,10 @@ def table() -> Mapping[Any, Declaration]:
 
 def _general_refusal(call: Call) -> str | None:
     """What holds for every op: types that TensorRT carries, dense tensors, something to compute."""
-    for value in (*tensors_in(list(call.values.values())), *tensors_in(call.result)):
+    results = call.result
+    if isinstance(results, (list, tuple)):  # what nothing reads need not be computed
+        results = [results[place] for place in used_entries(call) if place < len(results)]
+    for value in (*tensors_in(list(call.values.values())), *tensors_in(results)):
         if value.dtype not in CARRIED:
             return f"{call.op} meets {type_name(value.dtype)}, which TensorRT does not compute with"
         if value.layout is not torch.strided:

@@ -91,15 +91,15 @@ class Layers(Shapes):
         *,
         stride: Sequence[int],
         padding: Sequence[int],
-        ceil_mode: bool = False,
+        post_padding: Sequence[int] | None = None,
         count_padding: bool = True,
     ) -> Tensor:
         """Pool 2 or 3 trailing axes; ``kind`` is a ``PoolingType``."""
         trt = tensorrt()
         layer = self.add("pooling_nd", x.handle, getattr(trt.PoolingType, kind), tuple(window))
-        layer.stride_nd, layer.padding_nd = tuple(stride), tuple(padding)
-        if ceil_mode:
-            layer.padding_mode = trt.PaddingMode.EXPLICIT_ROUND_UP
+        layer.stride_nd = tuple(stride)
+        layer.pre_padding = tuple(padding)
+        layer.post_padding = tuple(padding if post_padding is None else post_padding)
         if kind == "AVERAGE":
             layer.average_count_excludes_padding = not count_padding
         return self.output_of(layer)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from singlecard.network.layers import Layers
+from singlecard.network.sampling import Sampling
 from singlecard.network.tensor import Size
 
 
-class Net(Layers):
+class Net(Sampling):
     """A TensorRT network under construction, in terms of tensors.
 
     Of the op being lowered, ``result`` holds what PyTorch says of its result: a fake tensor, or a

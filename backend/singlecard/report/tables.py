@@ -59,6 +59,8 @@ def verify_table(report: VerifyReport, limit: float | None = None) -> Renderable
         limit: the largest relative L2 error that passes, if there is one.
     """
     verdict = report.mismatch or (f"at most {limit:.1e} passes" if limit is not None else "")
+    if not report.engines:
+        verdict = "of PyTorch from itself: there is no engine to verify"
     rows = [
         ("ops lowered", *lowered_text(report.coverage, report.ops)),
         ("engines", *engines_text(report.engines, report.built)),

@@ -68,13 +68,11 @@ def leaky_relu(net: Net, self: Tensor, negative_slope: float = 0.01) -> Tensor:
 
 
 @lowers(aten.elu.default)
-@accepts(
-    dtype("self").floating, arg("alpha").known, arg("scale").known, arg("input_scale").known
-)
+@accepts(dtype("self").floating, arg("alpha").known, arg("scale").known, arg("input_scale").known)
 def elu(
     net: Net, self: Tensor, alpha: Number = 1, scale: Number = 1, input_scale: Number = 1
 ) -> Tensor:
-    """scale * self where it is positive, scale * alpha * (exp(input_scale * self) - 1) elsewhere."""
+    """scale * self where positive, scale * alpha * (exp(input_scale * self) - 1) elsewhere."""
     if scale == input_scale == 1:
         return net.activation("ELU", self, float(alpha))
     bent = net.activation("ELU", net.times(self, input_scale), float(alpha * scale))

@@ -1,17 +1,22 @@
-"""Scaled-dot-product attention, given whole to TensorRT's attention layer."""
+"""Scaled-dot-product attention, whole as our own op or as what PyTorch makes of it on a device."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
 from singlecard.capture import ops as own
 from singlecard.lowering.call import Call
-from singlecard.lowering.conditions import dtype, rank, when
+from singlecard.lowering.conditions import arg, dtype, rank, when
 from singlecard.lowering.declaration import accepts, lowers
+from singlecard.lowering.ops.triangle import lower_triangle
+from singlecard.lowering.outputs import only_used
 from singlecard.network.net import Net
-from singlecard.network.tensor import Tensor
+from singlecard.network.tensor import Size, Tensor
+
+aten = torch.ops.aten
 
 #: What stands for minus infinity in a mask: finite, so that a fully masked row gives no NaN.
 _LOWEST = {torch.float16: -65504.0, torch.bfloat16: -3.3e38, torch.float32: -3.4e38}
@@ -21,24 +26,20 @@ def _ranks(call: Call) -> list[int]:
     return [call.values[name].ndim for name in ("query", "key", "value")]
 
 
-def _lengths_are_known(call: Call) -> bool:
-    return all(isinstance(call.values[name].shape[-2], int) for name in ("query", "key"))
+_SAME_RANK = when(
+    "query, key and value have equal rank", lambda call: len(set(_ranks(call))) == 1, _ranks
+)
 
 
 @lowers(own.attention)
 @accepts(
     dtype("query").floating,
-    rank("query").between(3, 4),
-    when("query, key and value have equal rank", lambda c: len(set(_ranks(c))) == 1, _ranks),
+    rank("query").between(2, 8),
+    _SAME_RANK,
     when(
         "a mask and is_causal are not combined",
-        lambda c: c.values["attn_mask"] is None or not c.values["is_causal"],
-        lambda c: "both",
-    ),
-    when(
-        "the length is known where is_causal is set",
-        lambda c: not c.values["is_causal"] or _lengths_are_known(c),
-        lambda c: [list(c.values[name].shape) for name in ("query", "key")],
+        lambda call: call.values["attn_mask"] is None or not call.values["is_causal"],
+        lambda call: "both",
     ),
 )
 def attention(
@@ -55,43 +56,137 @@ def attention(
 
     Written out and not as an attention layer: the builder fuses both to the same kernel, but only
     the written-out form also takes masks, causal order and the heads' transposes into it
-    (docs/forms.md has the counts).
+    (docs/measurements.md has the counts).
+
+    A query that a boolean mask leaves no key gives zero, as in PyTorch. One whose additive mask is
+    minus infinity everywhere gives NaN, where PyTorch gives zero: a guard would cost a kernel.
     """
-    heads = query.shape[1]
-    key, value = (_repeat_heads(net, x, heads) for x in (key, value))
+    if query.ndim > 2:
+        heads = net.size(query, -3)
+        key, value = (_repeat_heads(net, x, heads) for x in (key, value))
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = net.matmul(net.times(query, factor), key, transpose_b=True)
     if is_causal:
-        attn_mask = _causal_mask(net, query.shape[-2], key.shape[-2])
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        lowest = net.scalar(_LOWEST[scores.dtype], scores.dtype, scores.ndim)
-        scores = net.where(attn_mask, scores, lowest)
-    elif attn_mask is not None:
-        scores = net.sum(scores, net.cast(attn_mask, scores.dtype))
-    return net.matmul(net.softmax(scores, -1), value)
+        attn_mask = lower_triangle(net, scores, 0)
+    if attn_mask is None:
+        return net.matmul(net.softmax(scores, -1), value)
+    if attn_mask.dtype != torch.bool:
+        masked = net.sum(scores, net.cast(attn_mask, scores.dtype))
+        return net.matmul(net.softmax(masked, -1), value)
+    lowest = net.scalar(_LOWEST[scores.dtype], scores.dtype, scores.ndim)
+    weights = net.softmax(net.where(attn_mask, scores, lowest), -1)
+    if not is_causal:  # in FP16 and BF16 this is part of the attention kernel
+        weights = net.where(attn_mask, weights, net.scalar(0.0, scores.dtype, scores.ndim))
+    return net.matmul(weights, value)
 
 
-def _repeat_heads(net: Net, x: Tensor, heads: int) -> Tensor:
+def _repeat_heads(net: Net, x: Tensor, heads: Size) -> Tensor:
     """Repeat each key or value head for the query heads of its group."""
-    own_heads = x.shape[1] if x.ndim == 4 else heads
-    if own_heads == heads:
+    own_heads = x.shape[-3]
+    if own_heads in (heads, 1) or not isinstance(heads, int):
         return x
-    batch, _, length, width = net.sizes(x)
-    grouped = net.expand(net.unsqueeze(x, 2), [batch, own_heads, heads // own_heads, length, width])
-    return net.reshape(grouped, [batch, heads, length, width])
+    *batch, _, length, width = net.sizes(x)
+    group = [*batch, own_heads, heads // own_heads, length, width]
+    grouped = net.expand(net.unsqueeze(x, x.ndim - 2), group)
+    return net.reshape(grouped, [*batch, heads, length, width])
 
 
-def _causal_mask(net: Net, queries: int, keys: int) -> Tensor:
-    """Return which keys a query may see: those not after it, counted from the first."""
-    return net.constant(torch.ones(queries, keys, dtype=torch.bool).tril())
+_FUSED = (
+    dtype("query").floating,
+    rank("query").between(2, 8),
+    _SAME_RANK,
+    only_used("the attention", [0]),
+    arg("dropout_p").one_of(0.0),
+)
 
 
-@lowers(own.rms_norm)
-@accepts(dtype("input").floating)
-def rms_norm(net: Net, input: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """x / sqrt(mean(x ** 2) + eps), statistics in FP32."""
-    x = net.cast(input, torch.float32)
-    square = net.reduce("AVG", net.prod(x, x), [x.ndim - 1], True)
-    root = net.unary("SQRT", net.sum(square, net.scalar(eps, torch.float32, x.ndim)))
-    normal = net.cast(net.prod(x, net.unary("RECIP", root)), input.dtype)
-    return normal if weight is None else net.prod(normal, net.cast(weight, input.dtype))
+def _alone(net: Net, attended: Tensor) -> list[Tensor | None]:
+    """Return the first of a fused attention's results, and nothing for the others."""
+    return [attended] + [None] * (len(net.result) - 1)
+
+
+@lowers(aten._scaled_dot_product_flash_attention_for_cpu.default)
+@accepts(*_FUSED)
+def flash_attention_on_cpu(
+    net: Net,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> list[Tensor | None]:
+    """Attention as PyTorch has it on a CPU."""
+    return _alone(net, attention(net, query, key, value, attn_mask, is_causal, scale, True))
+
+
+@lowers(aten._scaled_dot_product_flash_attention.default)
+@accepts(*_FUSED, arg("return_debug_mask").one_of(False))
+def flash_attention(
+    net: Net,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    return_debug_mask: bool = False,
+    scale: float | None = None,
+) -> list[Tensor | None]:
+    """Attention as PyTorch has it on CUDA where there is no mask."""
+    return _alone(net, attention(net, query, key, value, None, is_causal, scale, True))
+
+
+@lowers(
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default,
+)
+@accepts(*_FUSED)
+def efficient_attention(
+    net: Net,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_bias: Tensor | None,
+    compute_log_sumexp: bool,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *rest: Any,
+) -> list[Tensor | None]:
+    """Attention as PyTorch has it on CUDA with a mask, or through cuDNN."""
+    return _alone(net, attention(net, query, key, value, attn_bias, is_causal, rest[-1], True))
+
+
+@lowers(aten._scaled_dot_product_fused_attention_overrideable.default)
+@accepts(*_FUSED, arg("return_debug_mask").one_of(False))
+def fused_attention_overrideable(
+    net: Net,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_bias: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    return_debug_mask: bool = False,
+    scale: float | None = None,
+) -> list[Tensor | None]:
+    """Attention as PyTorch has it on other devices."""
+    return _alone(net, attention(net, query, key, value, attn_bias, is_causal, scale, True))
+
+
+@lowers(aten._scaled_dot_product_attention_math.default)
+@accepts(*_FUSED, arg("dropout_mask").one_of(None))
+def attention_math(
+    net: Net,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    dropout_mask: Tensor | None = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> list[Tensor | None]:
+    """Attention as PyTorch has it where no fused kernel takes it."""
+    return _alone(net, attention(net, query, key, value, attn_mask, is_causal, scale, enable_gqa))

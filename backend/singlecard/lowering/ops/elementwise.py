@@ -82,7 +82,9 @@ def atan2(net: Net, self: Tensor, other: Tensor) -> Tensor:
     limit = torch.finfo(torch.float32).max
     # Finite stand-ins for infinities have the same angle, and their quotient is a number.
     high, low = (
-        net.binary("MIN", net.binary("MAX", v, net.scalar(-limit, v.dtype)), net.scalar(limit, v.dtype))
+        net.binary(
+            "MIN", net.binary("MAX", v, net.scalar(-limit, v.dtype)), net.scalar(limit, v.dtype)
+        )
         for v in (y, x)
     )
     zero = net.scalar(0.0, y.dtype)

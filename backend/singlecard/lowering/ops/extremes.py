@@ -45,9 +45,7 @@ def min_all(net: Net, self: Tensor) -> Tensor:
     return extreme(net, "MIN", self, None, False)
 
 
-def _first(
-    net: Net, x: Tensor, dim: int, keepdim: bool, largest: bool
-) -> tuple[Tensor, Tensor]:
+def _first(net: Net, x: Tensor, dim: int, keepdim: bool, largest: bool) -> tuple[Tensor, Tensor]:
     """Return the extreme along one axis, and the index of the first that has it."""
     if not x.ndim:
         return x, net.scalar(0, torch.int64)

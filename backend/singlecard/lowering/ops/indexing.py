@@ -116,15 +116,6 @@ def fitted(net: Net, x: Tensor, index: Tensor, dim: int) -> Tensor:
     return x
 
 
-@lowers(aten.take.default)
-@accepts(dtype("index").integral)
-def take(net: Net, self: Tensor, index: Tensor) -> Tensor:
-    """Elements by their place in the flat tensor."""
-    flat = net.reshape(self, [-1])
-    place = from_start(net, net.cast(index, torch.int64), net.size(flat, 0))
-    return net.gather(flat, place, 0)
-
-
 @lowers(aten.masked_scatter.default)
 @accepts(dtype("mask").one_of(torch.bool))
 def masked_scatter(net: Net, self: Tensor, mask: Tensor, source: Tensor) -> Tensor:

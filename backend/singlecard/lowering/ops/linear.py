@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from singlecard.lowering.conditions import arg, dtype, rank
@@ -72,3 +74,26 @@ def _added(net: Net, x: Tensor, product: Tensor, beta: Number, alpha: Number) ->
     # With beta = 0, PyTorch does not look at x at all: NaN in it does not spread.
     product = net.times(product, alpha)
     return product if beta == 0 else net.sum(net.times(x, beta), product)
+
+
+@lowers(aten._trilinear.default)
+@accepts(dtype("i1").floating, arg("unroll_dim").known)
+def trilinear(
+    net: Net,
+    i1: Tensor,
+    i2: Tensor,
+    i3: Tensor,
+    expand1: Sequence[int],
+    expand2: Sequence[int],
+    expand3: Sequence[int],
+    sumdim: Sequence[int],
+    unroll_dim: int = 1,
+) -> Tensor:
+    """Product of three tensors, summed over axes: what nn.Bilinear is made of."""
+    factors = []
+    for factor, places in ((i1, expand1), (i2, expand2), (i3, expand3)):
+        for place in sorted(places):
+            factor = net.unsqueeze(factor, place)
+        factors.append(factor)
+    product = net.prod(net.prod(factors[0], factors[2]), factors[1])
+    return net.reduce("SUM", product, sumdim, False)

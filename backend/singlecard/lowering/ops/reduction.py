@@ -122,11 +122,3 @@ def length(net: Net, x: Tensor, order: float, dim: Dims, keepdim: bool) -> Tenso
     powers = net.binary("POW", sizes, net.scalar(order, x.dtype))
     total = reduce(net, "SUM", powers, dim, keepdim)
     return net.binary("POW", total, net.scalar(1 / order, x.dtype))
-
-
-@lowers(aten.dist.default)
-@accepts(dtype("self").floating, arg("p").known)
-def dist(net: Net, self: Tensor, other: Tensor, p: float = 2) -> Tensor:
-    """Length of the difference."""
-    a, b = net.promote(self, other, dtype=torch.float32)
-    return net.cast(length(net, net.sub(a, b), float(p), None, False), net.result.dtype)

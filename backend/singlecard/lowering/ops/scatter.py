@@ -83,7 +83,7 @@ def _accumulation(call: Call) -> Any:
     return pairs_of(shapes[0], updates)
 
 
-@lowers(aten.index_put.default, aten._unsafe_index_put.default)
+@lowers(aten.index_put.default)
 @accepts(
     when(
         "a mask is the only index and one value is written",

@@ -66,9 +66,7 @@ def fmin(net: Net, self: Tensor, other: Tensor) -> Tensor:
 
 
 @lowers(aten.clamp.default, aten.clamp.Tensor)
-def clamp(
-    net: Net, self: Tensor, min: Operand | None = None, max: Operand | None = None
-) -> Tensor:
+def clamp(net: Net, self: Tensor, min: Operand | None = None, max: Operand | None = None) -> Tensor:
     """self between min and max; where they cross, max."""
     x = net.cast(self, net.result.dtype)
     if min is not None:

@@ -34,7 +34,7 @@ def first_of_slice(net: Net, start: Size | None, extent: Size, length: Size) -> 
     return place if isinstance(start, int) and start >= 0 else net.size_math("MAX", place, 0)
 
 
-@lowers(aten.slice.Tensor)
+@lowers(aten.slice.Tensor, aten.slice_copy.Tensor)
 def slice_(
     net: Net,
     self: Tensor,
@@ -54,19 +54,14 @@ def narrow_copy(net: Net, self: Tensor, dim: int, start: Size, length: Size) -> 
     return net.narrow(self, dim, place_of(net, start, net.size(self, dim)), length)
 
 
-@lowers(aten.select.int)
+@lowers(aten.select.int, aten.select_copy.int)
 def select(net: Net, self: Tensor, dim: int, index: Size) -> Tensor:
     """One slice of one axis."""
     place = place_of(net, index, net.size(self, dim))
     return net.squeeze(net.narrow(self, dim, place, 1), [dim])
 
 
-@lowers(
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.split_copy.Tensor,
-    aten.split_with_sizes_copy.default,
-)
+@lowers(aten.split.Tensor, aten.split_with_sizes.default, aten.split_copy.Tensor)
 def split(net: Net, self: Tensor, split_size: Size | Sequence[Size], dim: int = 0) -> list[Tensor]:
     """One axis cut into pieces."""
     pieces: list[Tensor] = []
@@ -86,7 +81,7 @@ def unbind(net: Net, self: Tensor, dim: int = 0) -> list[Tensor]:
     ]
 
 
-@lowers(aten.diagonal.default, aten.diagonal_copy.default)
+@lowers(aten.diagonal.default)
 @accepts(arg("self").static_shape)
 def diagonal(net: Net, self: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """A diagonal of two axes, as the last axis."""
@@ -105,7 +100,7 @@ def flat_diagonal(
     return net.reshape(x, [*x.shape[:-2], rows * columns]), start, columns + 1
 
 
-@lowers(aten.unfold.default, aten.unfold_copy.default)
+@lowers(aten.unfold.default)
 @accepts(arg("self").static_shape)
 def unfold(net: Net, self: Tensor, dimension: int, size: int, step: int) -> Tensor:
     """Windows of one axis, each as a row of a new last axis."""

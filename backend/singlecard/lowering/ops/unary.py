@@ -146,56 +146,6 @@ def expm1(net: Net, self: Tensor) -> Tensor:
     return net.cast(result, net.result.dtype)
 
 
-#: W. H. Press et al., Numerical Recipes, 2nd edition, section 6.2: the exponent of erfc as a
-#: polynomial of t = 1 / (1 + x / 2), highest power first. The relative error is below 1.2e-7.
-_ERFC = (0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807)
-_ERFC += (-0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223)
-
-
-@lowers(aten.erfc.default)
-def erfc(net: Net, self: Tensor) -> Tensor:
-    """1 - erf(self), without the rounding of that difference."""
-    x = net.cast(self, torch.float32)
-    one = net.scalar(1.0, x.dtype)
-    size = net.unary("ABS", x)
-    t = net.unary("RECIP", net.sum(net.times(size, 0.5), one))
-    exponent = net.sub(polynomial(net, t, _ERFC), net.prod(size, size))
-    tail = net.prod(t, net.unary("EXP", exponent))
-    negative = net.binary("LESS", x, net.scalar(0.0, x.dtype))
-    mirrored = net.sub(net.scalar(2.0, x.dtype), tail)
-    return net.cast(net.where(negative, mirrored, tail), net.result.dtype)
-
-
-def polynomial(net: Net, x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
-    """Evaluate a polynomial, highest power first, by Horner's rule."""
-    total = net.scalar(coefficients[0], x.dtype)
-    for coefficient in coefficients[1:]:
-        total = net.sum(net.prod(total, x), net.scalar(coefficient, x.dtype))
-    return total
-
-
-#: M. Giles, "Approximating the erfinv function" (GPU Computing Gems, Jade edition, 2011): in
-#: w - 2.5 for w = -log(1 - x * x) < 5, and in sqrt(w) - 3 beyond, highest power first.
-_ERFINV_NEAR = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087)
-_ERFINV_NEAR += (-0.00125372503, -0.00417768164, 0.246640727, 1.50140941)
-_ERFINV_FAR = (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773)
-_ERFINV_FAR += (-0.0076224613, 0.00943887047, 1.00167406, 2.83297682)
-
-
-@lowers(aten.erfinv.default)
-def erfinv(net: Net, self: Tensor) -> Tensor:
-    """The inverse of erf."""
-    x = net.cast(self, torch.float32)
-    one = net.scalar(1.0, x.dtype)
-    w = net.negate(net.unary("LOG", net.prod(net.sub(one, x), net.sum(one, x))))
-    near = polynomial(net, net.sub(w, net.scalar(2.5, x.dtype)), _ERFINV_NEAR)
-    far = polynomial(net, net.sub(net.unary("SQRT", w), net.scalar(3.0, x.dtype)), _ERFINV_FAR)
-    factor = net.where(net.binary("LESS", w, net.scalar(5.0, x.dtype)), near, far)
-    at_end = net.binary("EQUAL", net.unary("ABS", x), one)
-    factor = net.where(at_end, net.scalar(math.inf, x.dtype), factor)
-    return net.cast(net.prod(factor, x), net.result.dtype)
-
-
 @lowers(aten.angle.default)
 def angle(net: Net, self: Tensor) -> Tensor:
     """The angle of a real number: pi where it is negative, else 0; NaN stays."""

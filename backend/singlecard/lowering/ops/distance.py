@@ -1,0 +1,40 @@
+"""Distances between points: of all pairs, of two tensors."""
+
+from __future__ import annotations
+
+import torch
+
+from singlecard.lowering.conditions import arg, dtype
+from singlecard.lowering.declaration import accepts, lowers
+from singlecard.lowering.ops.reduction import length
+from singlecard.network.net import Net
+from singlecard.network.tensor import Tensor
+
+aten = torch.ops.aten
+
+
+@lowers(aten.dist.default)
+@accepts(dtype("self").floating, arg("p").known)
+def dist(net: Net, self: Tensor, other: Tensor, p: float = 2) -> Tensor:
+    """Length of the difference."""
+    a, b = net.promote(self, other, dtype=torch.float32)
+    return net.cast(length(net, net.sub(a, b), float(p), None, False), net.result.dtype)
+
+
+@lowers(aten._cdist_forward.default)
+@accepts(dtype("x1").floating, arg("p").known)
+def cdist(net: Net, x1: Tensor, x2: Tensor, p: float, compute_mode: int | None) -> Tensor:
+    """Distances of all pairs of rows."""
+    a, b = net.promote(x1, x2, dtype=torch.float32)
+    difference = net.sub(net.unsqueeze(a, -2), net.unsqueeze(b, -3))
+    return net.cast(length(net, difference, float(p), -1, False), net.result.dtype)
+
+
+@lowers(aten._pdist_forward.default)
+@accepts(dtype("self").floating, arg("self").static_shape, arg("p").known)
+def pdist(net: Net, self: Tensor, p: float = 2) -> Tensor:
+    """Distances of all pairs of rows, each pair once."""
+    x = net.cast(self, torch.float32)
+    first, second = torch.triu_indices(self.shape[0], self.shape[0], 1)
+    ends = (net.gather(x, net.constant(index.contiguous()), 0) for index in (first, second))
+    return net.cast(length(net, net.sub(*ends), float(p), 1, False), net.result.dtype)

@@ -1,0 +1,94 @@
+"""Options are checked once, at the door, and errors name the way out."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from singlecard.errors import OptionError, TargetError
+from singlecard.options import Options
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("precison", "precision"),
+        ("target", "targets"),
+        ("cachedir", "cache_dir"),
+        ("execute", "execution"),
+        ("min_blocksize", "min_block_size"),
+        ("Strict", "strict"),
+    ],
+)
+def test_unknown_key_names_the_nearest(key: str, nearest: str) -> None:
+    """A misspelt option that is ignored runs another model than the user asked for."""
+    with pytest.raises(OptionError, match=f"unknown option '{key}'.*'{nearest}'"):
+        Options.parse({key: 1})
+
+
+def test_key_like_no_other_lists_all() -> None:
+    """Where no key is near, the message lists them."""
+    with pytest.raises(OptionError, match="precision, targets, execution, strict"):
+        Options.parse({"zzzz": 1})
+
+
+BAD: list[dict[str, Any]] = [
+    {"precision": "fp17"},
+    {"precision": 16},
+    {"precision": ["fp16"]},
+    {"execution": "gpu"},
+    {"strict": "yes"},
+    {"strict": 1},
+    {"min_block_size": 0},
+    {"min_block_size": 1.5},
+    {"min_block_size": True},
+    {"workspace_bytes": -1},
+    {"workspace_bytes": "1GB"},
+    {"cache_dir": 7},
+    {"targets": 89},
+    {"targets": {"sm89": 1}},
+]
+
+
+@pytest.mark.parametrize("given", BAD, ids=str)
+def test_bad_value_names_option_and_value(given: dict[str, Any]) -> None:
+    """The message leads to the option; a TypeError from deep inside would not."""
+    ((key, value),) = given.items()
+    with pytest.raises(OptionError) as caught:
+        Options.parse(given)
+    assert key in str(caught.value) and repr(value) in str(caught.value)
+
+
+def test_near_value_is_suggested() -> None:
+    """A typo in a value is as easy to name as one in a key."""
+    with pytest.raises(OptionError, match="did you mean 'fp16'"):
+        Options.parse({"precision": "pf16"})
+    with pytest.raises(TargetError, match="did you mean 'sm89'"):
+        Options.parse({"targets": "sm98"})
+
+
+def test_none_means_default() -> None:
+    """A caller who passes a setting through must not have to leave out what is not set."""
+    names = [field.name for field in dataclasses.fields(Options)]
+    assert Options.parse(dict.fromkeys(names)) == Options()
+    assert Options.parse(None) == Options() == Options.parse({})
+
+
+def test_good_values() -> None:
+    """Values arrive in one form."""
+    options = Options.parse(
+        {"targets": "SM_89, sm86,sm89", "cache_dir": "~/engines", "precision": "bf16"}
+    )
+    assert options.targets == ("sm86", "sm89")
+    assert options.cache_dir == Path("~/engines").expanduser()
+    assert Options.parse({"targets": "portable"}).targets == ()
+    assert Options.parse(options) is options
+
+
+def test_options_cannot_change() -> None:
+    """Options that change after the check were never checked."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Options().strict = True  # type: ignore[misc]
