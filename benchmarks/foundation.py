@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from cases import MODELS, PRECISIONS, TARGET, Case, load_case
 from foundation_page import render_page
-from fresh_process import median_of, run_fresh
+from fresh_process import Clock, median_of, run_fresh
 from machine import describe_machine
 from peers import TORCH_TENSORRT_KERNELS, TORCH_TENSORRT_LOWERING, plan_figures
 
@@ -31,7 +30,7 @@ TO_NETWORK = ("capture", "passes", "partition", "lowering")
 
 
 def time_to_network(case: Case, precision: str) -> dict[str, float]:
-    """Return the seconds of each stage, none of which builds or evaluates anything.
+    """Return the seconds of each stage, none of which builds or evaluates, and CPU seconds in all.
 
     All that the call takes beyond our own stages and the model's eager answer counts as capture:
     Dynamo, its guards and AOTAutograd.
@@ -43,15 +42,15 @@ def time_to_network(case: Case, precision: str) -> dict[str, float]:
     module, args, kwargs = case
     with torch.no_grad():
         module(*args, **kwargs)
-        started = time.perf_counter()
+        clock = Clock()
         module(*args, **kwargs)
-        eager = time.perf_counter() - started
+        eager = clock.read()
     session = Session(Options.parse({"precision": precision}), "eager", build=False)
-    started = time.perf_counter()
+    clock = Clock()
     run_compiled(session, module, args, kwargs)
-    total = time.perf_counter() - started - eager
+    total, cpu = (whole - part for whole, part in zip(clock.read(), eager, strict=True))
     stages = {stage: session.timings[stage] for stage in TO_NETWORK[1:]}
-    return {"capture": total - sum(stages.values()), **stages}
+    return {"capture": total - sum(stages.values()), **stages, "cpu": cpu}
 
 
 def measure_singlecard(model: str, precision: str, cache: str) -> dict[str, Any]:
@@ -76,7 +75,8 @@ def measure_singlecard(model: str, precision: str, cache: str) -> dict[str, Any]
         "max_abs_error": report.max_abs_error,
         "mismatch": report.mismatch,
         "stages": stages,
-        "to_network_seconds": sum(stages.values()),
+        "to_network_seconds": sum(stages[stage] for stage in TO_NETWORK),
+        "to_network_cpu_seconds": stages["cpu"],
         "digest_seconds": report.timings["digest"],
         "build_seconds": report.timings["build"],
     } | plan_figures(report.plans)
@@ -93,22 +93,23 @@ def compare_routes(model: str, precision: str, runs: int) -> dict[str, Any]:
             theirs.append(run_fresh("peers.py", *arguments, *more))
         warm = ours[1:] or [run_fresh("foundation.py", *arguments, "--cache", cache)]
     stages = {stage: median_of([run["stages"] for run in ours], stage) for stage in TO_NETWORK}
-    to_network = median_of(ours, "to_network_seconds")
-    steps = ("export_seconds", "save_seconds", "parse_seconds")
-    peer_times = {step: median_of(theirs, step) for step in steps}
-    peer_to_network = peer_times["export_seconds"] + peer_times["parse_seconds"]
+    times = {key: median_of(ours, key) for key in ("to_network_seconds", "to_network_cpu_seconds")}
+    steps = ("export_seconds", "save_seconds", "parse_seconds", "to_network_cpu_seconds")
+    peer = {step: median_of(theirs, step) for step in steps}
+    peer["to_network_seconds"] = peer["export_seconds"] + peer["parse_seconds"]
     return {
         "model": model,
         "precision": precision,
         "runs": runs,
-        "singlecard": ours[0] | {"stages": stages, "to_network_seconds": to_network},
+        "singlecard": ours[0] | {"stages": stages} | times,
         "warm_start": {
             "built": max(run["built"] for run in warm),
             "build_seconds": median_of(warm, "build_seconds"),
             "digest_seconds": median_of(warm, "digest_seconds"),
         },
-        "onnx_route": theirs[0] | peer_times | {"to_network_seconds": peer_to_network},
-        "time_ratio": to_network / peer_to_network,
+        "onnx_route": theirs[0] | peer,
+        "time_ratio": times["to_network_seconds"] / peer["to_network_seconds"],
+        "cpu_ratio": times["to_network_cpu_seconds"] / peer["to_network_cpu_seconds"],
         "torch_tensorrt_kernels_cited": (
             TORCH_TENSORRT_KERNELS.get(model) if precision == "fp16" else None
         ),
@@ -138,6 +139,8 @@ def main() -> None:
                 f"({peer['to_network_seconds']:.2f} s)",
                 flush=True,
             )
+            for op, reason in ours["fallback"]:
+                print(f"  {op}: {reason}", flush=True)
     result = {
         "machine": describe_machine(),
         "target": TARGET,

@@ -54,8 +54,10 @@ def render_page(result: dict[str, Any]) -> str:
         "## Seconds from model to network, and to engine",
         "Medians of "
         f"{max(row['runs'] for row in rows)} run(s), the routes taking turns, each in a fresh "
-        "process, imports left out. The ONNX route's time is export and parsing; saving the file "
-        f"between them is not counted. Limit for the ratio: {TIME_RATIO_LIMIT:.2f}. "
+        "process with one torch thread, imports left out. The ONNX route's time is export and "
+        "parsing; saving the file between them is not counted. The second ratio is of CPU seconds, "
+        "which other work on the machine does not change. Limit for the ratio: "
+        f"{TIME_RATIO_LIMIT:.2f}. "
         f"Torch-TensorRT's lowering takes {low} to {high} s for such models (cited).",
         _table(
             (
@@ -68,6 +70,7 @@ def render_page(result: dict[str, Any]) -> str:
                 "in all",
                 "ONNX route",
                 "ratio",
+                "ratio, CPU",
                 "build",
                 "build, ONNX route",
             ),
@@ -121,7 +124,10 @@ def _times(row: dict[str, Any]) -> list[str]:
         *(f"{stages[stage]:.2f}" for stage in ("capture", "passes", "partition", "lowering")),
         f"{ours['to_network_seconds']:.2f}",
         f"{peer['to_network_seconds']:.2f}",
-        f"{row['time_ratio']:.2f}" + _over(row["time_ratio"], TIME_RATIO_LIMIT),
+        *(
+            f"{row[key]:.2f}" + _over(row[key], TIME_RATIO_LIMIT)
+            for key in ("time_ratio", "cpu_ratio")
+        ),
         f"{ours['build_seconds']:.2f}",
         f"{peer['build_seconds']:.2f}",
     ]

@@ -17,14 +17,13 @@ import argparse
 import io
 import json
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from cases import MODELS, PRECISIONS, TARGET, Case, in_half, load_case
-from fresh_process import median_of, run_fresh
+from fresh_process import Clock, median_of, run_fresh
 
 #: Kernels of a Torch-TensorRT engine, FP16, SM89, batch 1: cited, not measured here.
 TORCH_TENSORRT_KERNELS = {"resnet50": 64, "bert_base": 133, "vit_b16": 137}
@@ -40,25 +39,28 @@ def export_and_parse(case: Case, net: Any) -> dict[str, float]:
     from singlecard.network.flavour import tensorrt
 
     module, args, kwargs = case
-    started = time.perf_counter()
+    clock = Clock()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(module, args, kwargs=kwargs, dynamo=True, verbose=False)
-    exported = time.perf_counter()
+    exporting, export_cpu = clock.read()
     # Beside the file, because a protobuf message ends at 2 GB.
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
+        clock = Clock()
         program.save(file, external_data=True)
-        saved = time.perf_counter()
+        saving, _ = clock.read()
+        clock = Clock()
         net.parser = tensorrt().OnnxParser(net.definition, net.logger)  # owns the weights
         if not net.parser.parse_from_file(str(file)):
             errors = [str(net.parser.get_error(i)) for i in range(net.parser.num_errors)]
             raise RuntimeError(f"OnnxParser refused the model: {'; '.join(errors)}")
-        parsed = time.perf_counter()
+        parsing, parse_cpu = clock.read()
     return {
-        "export_seconds": exported - started,
-        "save_seconds": saved - exported,
-        "parse_seconds": parsed - saved,
+        "export_seconds": exporting,
+        "save_seconds": saving,
+        "parse_seconds": parsing,
+        "to_network_cpu_seconds": export_cpu + parse_cpu,
     }
 
 
@@ -78,9 +80,9 @@ def measure_onnx_route(model: str, precision: str, build: bool = True) -> dict[s
     if not build:
         return result
     plan = io.BytesIO()
-    started = time.perf_counter()
+    clock = Clock()
     messages = build_plan(net, {}, BuildSettings((TARGET,)), plan)
-    result["build_seconds"] = time.perf_counter() - started
+    result["build_seconds"], _ = clock.read()
     report = read_plan_log(messages, engine_bytes=plan.tell())
     return result | plan_figures([report])
 

@@ -191,8 +191,8 @@ def _antialiased(
         zip(net.result.shape[2:], scales or (None, None), strict=True), 2
     ):
         extent = x.shape[axis]
-        each = torch.eye(extent).reshape(1, extent, extent, 1)
-        weights = filter_2d(each, [new, 1], align_corners, factor, None)
+        each = torch.eye(extent).reshape(extent, 1, 1, extent)
+        weights = filter_2d(each, [1, new], align_corners, None, factor)
         matrix = net.constant(weights.reshape(extent, new).to(x.dtype))
         x = net.transpose(net.matmul(net.transpose(x, axis, -1), matrix), axis, -1)
     return x
