@@ -11,12 +11,13 @@ import contextlib
 import logging
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from singlecard import __version__
 from singlecard.commands import build, cache, doctor, explain, verify
 from singlecard.commands.answer import Answer, print_answer, print_document
 from singlecard.commands.arguments import Parser
+from singlecard.commands.quiet import quiet
 from singlecard.errors import SinglecardError
 
 _VERBS = (build, verify, explain, cache, doctor)
@@ -52,7 +53,8 @@ def _run(arguments: Sequence[str]) -> Answer:
     given, unknown = _parser().parse_known_args(arguments)
     given.parser.refuse_unknown(unknown)
     # Standard output carries the answer alone: what a model prints goes where progress goes.
-    with contextlib.redirect_stdout(sys.stderr), _reasons_once():
+    # Why ops stay in PyTorch is part of the answer, and needs no line in the log.
+    with contextlib.redirect_stdout(sys.stderr), quiet("singlecard", logging.ERROR):
         answer: Answer = given.run(given)
     return answer
 
@@ -67,18 +69,6 @@ def _parser() -> Parser:
     for verb in _VERBS:
         verb.add_parser(verbs)
     return parser
-
-
-@contextlib.contextmanager
-def _reasons_once() -> Iterator[None]:
-    """Keep reasons out of the log while a verb runs: they stand in its answer."""
-    log = logging.getLogger("singlecard")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _fail(error: Exception, text: str, status: int, debug: bool, as_json: bool) -> int:

@@ -16,6 +16,7 @@ from singlecard.engine.build import Engine, get_engine, key_parts
 from singlecard.engine.cache import Cache
 from singlecard.errors import BuildError, LoweringError
 from singlecard.lowering.call import op_name
+from singlecard.lowering.cards import target_refusal
 from singlecard.lowering.lower import Lowered, NodeRefused, lower
 from singlecard.lowering.table import refusal
 from singlecard.network.building import BuildSettings, Progress
@@ -101,10 +102,13 @@ class Session:
         def reason_of(node: fx.Node) -> str | None:
             return refused.get(node) or refusal(node)
 
+        def final_reason(node: fx.Node) -> str | None:
+            return reason_of(node) or target_refusal(node, self.options.targets or ())
+
         self._prepare(program, reason_of)
         while True:
             with self.timed("partition"):
-                partition = divide(program, reason_of, self.options.min_block_size)
+                partition = divide(program, final_reason, self.options.min_block_size)
             self._insist(partition.fallback)
             try:
                 steps = [self._step(program, segment, graph) for segment in partition.segments]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -289,18 +288,3 @@ def test_reading_says_nothing_in_the_log(network: Any, recorder: Recorder) -> No
     network.add_dequantize(quantized, scale, trt.float32)
     view_network(network)
     assert recorder.errors == []
-
-
-def test_reading_two_thousand_layers_is_quick(network: Any) -> None:
-    """A start that only looks into the cache would be felt."""
-    value = network.add_input("x", trt.float32, (1, 4, 8, 8))
-    kernel = np.ones((4, 4, 1, 1), np.float32)
-    for _ in range(1000):
-        value = network.add_convolution_nd(value, 4, (1, 1), kernel).get_output(0)
-        value = network.add_shuffle(value).get_output(0)
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        view_network(network)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.3

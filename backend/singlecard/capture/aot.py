@@ -14,6 +14,7 @@ from torch._functorch.aot_autograd import aot_module_simplified
 from torch.utils._python_dispatch import _disable_current_modes
 
 from singlecard.capture import ops
+from singlecard.capture.decompose import DECOMPOSITIONS
 from singlecard.capture.program import Program
 from singlecard.capture.results import describe_results
 from singlecard.capture.whole import keep_whole
@@ -93,7 +94,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     table = dict(core_aten_decompositions())
     for target in _KEPT_WHOLE:
         table.pop(target, None)
-    return table
+    return table | DECOMPOSITIONS
 
 
 def is_frozen(node: fx.Node, example: Any) -> bool:

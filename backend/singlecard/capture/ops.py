@@ -16,6 +16,7 @@ _library.define(
     " float? scale, bool enable_gqa) -> Tensor"
 )
 _library.define("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
+_library.define("grouped_mm(Tensor input, Tensor weight, Tensor offsets) -> Tensor")
 _library.define("rms_norm(Tensor input, Tensor? weight, float eps) -> Tensor")
 
 
@@ -66,13 +67,34 @@ def _rms_norm_fake(input: torch.Tensor, weight: torch.Tensor | None, eps: float)
     return torch.empty_like(input)
 
 
+def _grouped_mm(
+    input: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor
+) -> torch.Tensor:
+    """Rows up to each offset times the matrix of that group; zero behind the last."""
+    result = input.new_zeros(input.shape[0], weight.shape[2])
+    start = 0
+    for group, end in enumerate(offsets.tolist()):
+        result[start:end] = input[start:end] @ weight[group]
+        start = end
+    return result
+
+
+def _grouped_mm_fake(
+    input: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor
+) -> torch.Tensor:
+    return input.new_empty((input.shape[0], weight.shape[2]))
+
+
 _library.impl("attention", _attention, "CompositeExplicitAutograd")
 _library.impl("linear", _linear, "CompositeExplicitAutograd")
 _library.impl("rms_norm", _rms_norm, "CompositeExplicitAutograd")
+_library.impl("grouped_mm", _grouped_mm, "CompositeExplicitAutograd")
+torch.library.register_fake("singlecard::grouped_mm", _grouped_mm_fake, lib=_library)
 torch.library.register_fake("singlecard::attention", _attention_fake, lib=_library)
 torch.library.register_fake("singlecard::linear", _linear_fake, lib=_library)
 torch.library.register_fake("singlecard::rms_norm", _rms_norm_fake, lib=_library)
 
+grouped_mm = torch.ops.singlecard.grouped_mm.default
 attention = torch.ops.singlecard.attention.default
 linear = torch.ops.singlecard.linear.default
 rms_norm = torch.ops.singlecard.rms_norm.default

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TypeVar
 
 import torch
 
 from singlecard.commands.progress import progress_bars
+from singlecard.commands.quiet import quiet
 from singlecard.engine.cache import Cache
 from singlecard.errors import ModelError, SinglecardError
 from singlecard.network.building import Progress
@@ -33,7 +34,8 @@ def run_model(
         ModelError: MODEL leads to no model, or to one that raises.
         CacheError: the cache folder cannot be used; found before the work, which may be long.
     """
-    with nullcontext() if given.debug else _quiet_torch():
+    # PyTorch logs the traceback of an error that it raises as well.
+    with nullcontext() if given.debug else quiet("torch", logging.CRITICAL):
         with progress_bars(given.model) as progress:
             model = load_model(given.model)
             Cache(options.cache_dir).open()
@@ -44,18 +46,6 @@ def run_model(
             except Exception:
                 _check_runs(model)
                 raise
-
-
-@contextmanager
-def _quiet_torch() -> Iterator[None]:
-    """Keep PyTorch from logging the traceback of an error that it raises as well."""
-    log = logging.getLogger("torch")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _check_runs(model: Model) -> None:

@@ -13,6 +13,7 @@ from torch import fx
 from singlecard.capture.program import Program, module_path
 from singlecard.errors import LoweringError
 from singlecard.lowering.call import Call, op_name
+from singlecard.lowering.outputs import used_entries
 from singlecard.lowering.sizes import Sizes
 from singlecard.lowering.table import table
 from singlecard.network.net import Net
@@ -115,15 +116,10 @@ def _lower_node(
     path = module_path(node)
     with net.scope(f"{path}/{op_name(node)}"):
         arguments = {name: _map(arg, value_of) for name, arg in call.arguments.items()}
-        net.result, net.used = call.result, _used_entries(node)
+        net.given, net.result, net.used = call.values, call.result, frozenset(used_entries(call))
         result = table()[node.target].lower(net, *arguments.values())
     _check(node, result)
     values[node] = result
-
-
-def _used_entries(node: fx.Node) -> frozenset[int]:
-    """Return which entries of a tuple anything reads."""
-    return frozenset(user.args[1] for user in node.users if user.target is operator.getitem)  # type: ignore[misc]
 
 
 def _map(arg: Any, value_of: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 from singlecard.lowering.call import Call
 from singlecard.lowering.conditions import Condition, when
@@ -11,8 +12,10 @@ from singlecard.lowering.conditions import Condition, when
 
 def used_entries(call: Call) -> list[int]:
     """Return which entries of a tuple anything reads."""
-    users = call.node.users
-    return sorted({user.args[1] for user in users if user.target is operator.getitem})  # type: ignore[misc]
+    entries: set[Any] = {
+        user.args[1] for user in call.node.users if user.target is operator.getitem
+    }
+    return sorted(entries)
 
 
 def only_used(names: str, entries: Sequence[int]) -> Condition:

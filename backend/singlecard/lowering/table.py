@@ -69,6 +69,15 @@ def _general_refusal(call: Call) -> str | None:
             return f"{call.op} meets a {str(value.layout).removeprefix('torch.')} tensor"
         if any(isinstance(size, int) and size == 0 for size in value.shape):
             return f"{call.op} meets an empty tensor of shape {list(value.shape)}"
+    return _device_refusal(call, results)
+
+
+def _device_refusal(call: Call, results: object) -> str | None:
+    """An engine works on one device; a single number may come from another."""
+    tensors = (*tensors_in(list(call.values.values())), *tensors_in(results))
+    devices = sorted({value.device.type for value in tensors if value.ndim})
+    if len(devices) > 1 or "meta" in devices:
+        return f"{call.op} meets tensors on {' and '.join(devices)}"
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from singlecard.network.sampling import Sampling
@@ -12,11 +12,12 @@ from singlecard.network.tensor import Size
 class Net(Sampling):
     """A TensorRT network under construction, in terms of tensors.
 
-    Of the op being lowered, ``result`` holds what PyTorch says of its result: a fake tensor, or a
-    tuple of them; ``used`` which entries of the tuple anything reads; ``size_of`` makes a size of
-    the network of a symbolic one, such as an extent of ``result``.
+    Of the op being lowered, ``given`` holds what PyTorch says of its arguments: fake tensors, by
+    name; ``result`` the same of its result, or a tuple of them; ``used`` which entries of the tuple
+    anything reads; ``size_of`` makes a size of the network of a symbolic one.
     """
 
+    given: Mapping[str, Any] = {}
     result: Any = None
     used: frozenset[int] = frozenset()
     size_of: Callable[[Any], Size] = int

@@ -12,6 +12,7 @@ from singlecard.passes.attention_bias import (
 from singlecard.passes.batch_norm import fold_batch_norm
 from singlecard.passes.common import merge_common
 from singlecard.passes.constants import fold_constants
+from singlecard.passes.grouped_product import name_grouped_product
 from singlecard.passes.linear import unflatten_product
 from singlecard.passes.neutral import drop_neutral, drop_zero_bias
 from singlecard.passes.noop import drop_copy, drop_identity, merge_views
@@ -22,6 +23,7 @@ __all__ = ["RULES", "simplify"]
 
 RULES: tuple[Rule, ...] = (
     drop_copy,
+    name_grouped_product,
     fold_batch_norm,
     unflatten_product,
     drop_identity,

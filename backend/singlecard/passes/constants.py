@@ -15,6 +15,8 @@ aten = torch.ops.aten
 #: A result up to this size is folded whatever it came from.
 _ALWAYS_BYTES = 1 << 20
 
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
+
 _RANDOM = torch.Tag.nondeterministic_seeded
 
 
@@ -49,7 +51,9 @@ def _evaluate(node: fx.Node, folded: dict[fx.Node, Any]) -> Any:
     kwargs = dict(fx.map_arg(node.kwargs, lambda arg: folded[arg]))
     if kwargs.get("device") is not None:
         kwargs["device"] = torch.device("cpu")
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    # Without the copies that passes drop, a constant may lie otherwise than a view expects.
+    target: Any = aten.reshape.default if node.target in _VIEWS else node.target
+    return target(*args, **kwargs)
 
 
 @torch.no_grad()

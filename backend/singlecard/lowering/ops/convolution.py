@@ -99,7 +99,8 @@ def _transposed(
         groups=groups,
     )
     if outside:
-        result = padded(net, result, [side for more in reversed(beyond) for side in (0, more)], "FILL")
+        sides = [side for more in reversed(beyond) for side in (0, more)]
+        result = padded(net, result, sides, "FILL", 0)
         if bias is not None:
             shape = [1, bias.shape[0], *[1] * (x.ndim - 2)]
             result = net.sum(result, net.reshape(bias, shape))
@@ -113,6 +114,6 @@ def _spread(net: Net, weight: Tensor, axis: int, step: int) -> Tensor:
     length = weight.shape[axis]
     apart = net.unsqueeze(weight, axis + 1)
     room = [0] * (2 * (apart.ndim - axis - 2)) + [0, step - 1]
-    wide = padded(net, apart, room, "FILL")
+    wide = padded(net, apart, room, "FILL", 0)
     shape = [*weight.shape[:axis], length * step, *weight.shape[axis + 1 :]]
     return net.narrow(net.reshape(wide, shape), axis, 0, (length - 1) * step + 1)

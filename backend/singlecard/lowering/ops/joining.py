@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -61,7 +60,7 @@ def slice_scatter(
         return _replace_range(net, self, src, axis, first, length)
     assert isinstance(first, int)
     places = torch.arange(first, first + src.shape[axis] * step, step)
-    return _replace_places(net, self, src, axis, places)
+    return replace_places(net, self, src, axis, places)
 
 
 @lowers(aten.select_scatter.default)
@@ -89,7 +88,7 @@ def _replace_range(
     return net.concat(parts, axis)
 
 
-def _replace_places(net: Net, x: Tensor, part: Tensor, axis: int, places: torch.Tensor) -> Tensor:
+def replace_places(net: Net, x: Tensor, part: Tensor, axis: int, places: torch.Tensor) -> Tensor:
     """Replace known places of one axis by the slices of ``part``, one after the other."""
     extent = x.shape[axis]
     source = torch.arange(extent)
@@ -108,71 +107,6 @@ def diagonal_scatter(
     flat, start, step = flat_diagonal(net, self, offset, dim1, dim2)
     length = src.shape[-1]
     places = torch.arange(start, start + length * step, step)
-    joined = _replace_places(net, flat, net.cast(src, self.dtype), flat.ndim - 1, places)
+    joined = replace_places(net, flat, net.cast(src, self.dtype), flat.ndim - 1, places)
     whole = net.reshape(joined, [self.shape[axis] for axis in order])
     return net.permute(whole, [order.index(axis) for axis in range(self.ndim)])
-
-
-def _strided_places(
-    size: Sequence[int], stride: Sequence[int], offset: int | None
-) -> torch.Tensor:
-    places = torch.zeros(tuple(size), dtype=torch.int64)
-    for axis, (extent, step) in enumerate(zip(size, stride, strict=True)):
-        steps = torch.arange(extent) * step
-        places += steps.reshape([-1 if a == axis else 1 for a in range(len(size))])
-    return places + (offset or 0)
-
-
-def _is_whole_memory(call: Call) -> bool:
-    """The tensor is all of its memory, in order, and no place lies beyond it."""
-    x = call.values["self"]
-    places = [call.values[name] for name in ("size", "stride")]
-    reach = (call.values["storage_offset"] or 0) + sum(
-        (extent - 1) * step for extent, step in zip(*places, strict=True)
-    )
-    return bool(x.is_contiguous() and x.storage_offset() == 0 and reach < x.numel())
-
-
-#: Memory has a meaning only where a tensor is all of it.
-_PLAIN_MEMORY = (
-    arg("self").static_shape,
-    arg("size").known,
-    arg("stride").known,
-    arg("storage_offset").known,
-    when(
-        "self is contiguous, begins its memory and holds all places",
-        _is_whole_memory,
-        lambda call: f"strides {list(call.values['self'].stride())}",
-    ),
-)
-
-
-@lowers(aten.as_strided.default, aten.as_strided_copy.default)
-@accepts(*_PLAIN_MEMORY)
-def as_strided(
-    net: Net,
-    self: Tensor,
-    size: Sequence[int],
-    stride: Sequence[int],
-    storage_offset: int | None = None,
-) -> Tensor:
-    """Elements at computed places of a contiguous tensor."""
-    places = _strided_places(size, stride, storage_offset)
-    return net.gather(net.reshape(self, [-1]), net.constant(places), 0)
-
-
-@lowers(aten.as_strided_scatter.default)
-@accepts(*_PLAIN_MEMORY)
-def as_strided_scatter(
-    net: Net,
-    self: Tensor,
-    src: Tensor,
-    size: Sequence[int],
-    stride: Sequence[int],
-    storage_offset: int | None = None,
-) -> Tensor:
-    """self, with the elements at computed places replaced by src."""
-    places = _strided_places(size, stride, storage_offset).flatten()
-    flat = net.reshape(self, [math.prod(self.shape)])
-    part = net.reshape(net.cast(src, self.dtype), [len(places)])
-    return net.reshape(_replace_places(net, flat, part, 0, places), self.shape)

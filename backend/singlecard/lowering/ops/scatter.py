@@ -58,9 +58,9 @@ def _mask_takes_one_value(call: Call) -> bool:
         return False
     values, place = call.values["values"], call.values["indices"].index(mask)
     slices = call.values["self"].ndim - mask.ndim
-    return values.ndim <= place or (
-        values.numel() == 1 if place else values.ndim <= slices or values.shape[0] == 1
-    )
+    if place:
+        return bool(values.numel() == 1)
+    return bool(values.ndim <= slices or values.shape[0] == 1)
 
 
 #: Elements that pairs of places and updates may make, where each is held against each.

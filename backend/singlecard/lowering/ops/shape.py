@@ -110,12 +110,9 @@ def roll(net: Net, self: Tensor, shifts: Sequence[Size], dims: Sequence[int] = (
     starts: list[Size] = [0] * self.ndim
     for axis, shift in zip(dims, shifts, strict=True):
         # The last element of the first row stands ``shift`` before the end of the axis.
-        back = net.size_math("SUB", starts[axis], shift)
-        starts[axis] = back % sizes[axis] if _known(back, sizes[axis]) else back  # type: ignore[operator]
+        back, extent = net.size_math("SUB", starts[axis], shift), sizes[axis]
+        known = isinstance(back, int) and isinstance(extent, int)
+        starts[axis] = back % extent if known else back  # type: ignore[operator]
     if not any(starts):
         return self
     return net.slice(self, starts, sizes, [1] * self.ndim, "WRAP")
-
-
-def _known(*sizes: Size) -> bool:
-    return all(isinstance(size, int) for size in sizes)

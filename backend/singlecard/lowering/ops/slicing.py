@@ -45,7 +45,8 @@ def slice_(
 ) -> Tensor:
     """A range of one axis."""
     length = net.size_of(net.result.shape[dim])
-    return net.narrow(self, dim, first_of_slice(net, start, net.size(self, dim), length), length, step)
+    first = first_of_slice(net, start, net.size(self, dim), length)
+    return net.narrow(self, dim, first, length, step)
 
 
 @lowers(aten.narrow_copy.default)

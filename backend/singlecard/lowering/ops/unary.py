@@ -155,7 +155,7 @@ def angle(net: Net, self: Tensor) -> Tensor:
     return net.where(net.unary("ISNAN", x), x, turned)
 
 
-@lowers(aten._to_copy.default)
+@lowers(aten._to_copy.default, torch.ops.prims.convert_element_type.default)
 def to_copy(net: Net, self: Tensor, *_: Any) -> Tensor:
     """Conversion to another type; places and layouts mean nothing inside an engine."""
     return net.cast(self, net.result.dtype)

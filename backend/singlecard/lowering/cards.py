@@ -1,0 +1,40 @@
+"""Ops that some cards cannot compute in some types, although TensorRT has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from singlecard.capture import ops
+from singlecard.lowering.call import meta_of, op_name, tensors_in
+
+aten = torch.ops.aten
+
+#: Turing has no FP32 matrix products (tensorrt_rtx 1.7.1.116: "FP32 GEMM is not supported"); FP32
+#: convolutions build. tests/test_targets.py measures both again.
+_PRODUCTS = frozenset(
+    {
+        ops.attention,
+        aten.linear.default,
+        aten.matmul.default,
+        aten.mm.default,
+        aten.bmm.default,
+        aten.addmm.default,
+        aten.baddbmm.default,
+    }
+)
+
+
+def target_refusal(node: fx.Node, targets: Sequence[str]) -> str | None:
+    """Return why an op cannot be part of an engine for these cards, or None."""
+    if "sm75" not in targets or node.target not in _PRODUCTS:
+        return None
+    operands = tensors_in([meta_of(arg) for arg in node.args])
+    if any(value.dtype == torch.float32 for value in operands):
+        return (
+            f"{op_name(node)} computes in float32, and sm75 has no FP32 matrix products: "
+            "choose precision='fp16' or leave out sm75"
+        )
+    return None
