@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo.exc import TorchDynamoException
 
 from singlecard.capture.aot import capture
 from singlecard.errors import CaptureError, RuntimeFailure, SinglecardError
@@ -65,6 +66,8 @@ def compile_in(
     """
     try:
         compiled = capture(module, examples, session.compile)
+    except TorchDynamoException:
+        raise  # Dynamo's own way to start over
     except Exception as error:
         known = isinstance(error, SinglecardError)
         if session.options.strict or (known and not isinstance(error, CaptureError)):

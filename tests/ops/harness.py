@@ -99,6 +99,7 @@ def run_call(
     kwargs: Mapping[str, Any] | None = None,
     *,
     build: bool = False,
+    like: Callable[..., Any] | None = None,
 ) -> Outcome:
     """Lower one call and compare its answers, and what it writes to its inputs, with eager's.
 
@@ -107,15 +108,16 @@ def run_call(
         args: its arguments; they are copied, and not changed.
         kwargs: its keyword arguments.
         build: whether each network is also given to the real builder.
+        like: what eager's answers come from where ``function`` has no kernel on a CPU.
     """
     module, tensors, structure = graph_of_call(function, args, kwargs or {})
+    eager, _, eager_structure = graph_of_call(like or function, args, kwargs or {})
     eager_inputs, inputs = copies(tensors), copies(tensors)
     try:
-        expected = module(*eager_inputs)
+        expected = eager(*eager_inputs)
     except Exception as error:
         return Outcome(EAGER, f"eager PyTorch raises: {first_line(error)}")
-    eager_structure = list(structure)
-    if _is_random(module, tensors, expected):
+    if _is_random(eager, tensors, expected):
         return Outcome(RANDOM, "eager PyTorch answers differently each time")
     session = Session(Options(), "reference", build=False)
     try:
@@ -129,7 +131,7 @@ def run_call(
         return Outcome(WRONG, "the outputs have another structure")
     answers = [*outputs, *inputs]
     wrong = difference(answers, [*expected, *eager_inputs])
-    if wrong and difference(answers, _in_float32(module, tensors)):
+    if wrong and difference(answers, _in_float32(eager, tensors)):
         return Outcome(WRONG, wrong)
     fallback = [item for graph in session.graphs for item in graph.fallback]
     for item in fallback:

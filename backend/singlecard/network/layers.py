@@ -9,7 +9,7 @@ import torch
 
 from singlecard.network.flavour import tensorrt
 from singlecard.network.shapes import Shapes
-from singlecard.network.tensor import Tensor
+from singlecard.network.tensor import Size, Tensor
 
 
 def _mask(axes: Iterable[int]) -> int:
@@ -206,3 +206,12 @@ class Layers(Shapes):
 
     def scalar_axis(self, axis: int) -> Tensor:
         return self.scalar(axis, torch.int32)
+
+    def count(self, length: Size, start: int) -> Tensor:
+        """Return ``start, start + 1, ...`` as int64, ``length`` of them."""
+        trt = tensorrt()
+        layer = self.add("fill", (1,), trt.FillOperation.LINSPACE, trt.DataType.INT64)
+        layer.set_input(0, self.shape_tensor([length]).handle)
+        layer.set_input(1, self.scalar(start, torch.int64).handle)
+        layer.set_input(2, self.constant(torch.ones(1, dtype=torch.int64)).handle)
+        return self.output_of(layer)

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from singlecard.lowering.conditions import arg
+from singlecard.lowering.call import Call
+from singlecard.lowering.conditions import arg, when
 from singlecard.lowering.declaration import accepts, lowers
 from singlecard.network.core import Number
 from singlecard.network.net import Net
@@ -37,10 +38,28 @@ def scalar_tensor(net: Net, s: Number, *_: Any) -> Tensor:
     return net.scalar(s, net.result.dtype)
 
 
+def _steps(call: Call) -> str:
+    return "start = {start}, end = {end}, step = {step}".format_map(call.values)
+
+
+def _counts_up(call: Call) -> bool:
+    start, end, step = (call.values[name] for name in ("start", "end", "step"))
+    if isinstance(end, (int, float)):
+        return True
+    return isinstance(end, torch.SymInt) and isinstance(start, int) and step == 1
+
+
 @lowers(aten.arange.start_step)
-@accepts(arg("start").known, arg("end").known, arg("step").known)
-def arange(net: Net, start: Number, end: Number, step: Number = 1, *_: Any) -> Tensor:
+@accepts(
+    arg("start").known,
+    arg("step").known,
+    when("end is known, or whole numbers go up by one to it", _counts_up, _steps),
+)
+def arange(net: Net, start: Number, end: Number | Tensor, step: Number = 1, *_: Any) -> Tensor:
     """Numbers at equal distances."""
+    if isinstance(end, Tensor):
+        length = net.size_math("SUB", end, int(start)) if start else end
+        return net.cast(net.count(length, int(start)), net.result.dtype)
     return net.constant(torch.arange(start, end, step, dtype=net.result.dtype))
 
 

@@ -1,0 +1,95 @@
+"""A function of tensors through the real pipeline, without Dynamo: captured, lowered, compared.
+
+Dynamo takes most of the time of a test and changes nothing for a graph of a few calls. Tensors that
+are ``torch.nn.Parameter`` become constants of the network, as the weights of a model do.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from singlecard.capture.aot import capture
+from singlecard.options import Options
+from singlecard.report.verify import Comparison, compare
+from singlecard.session import Graph, Session
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What became of a function.
+
+    Attributes:
+        graph: segments, engines and fallback.
+        comparison: how far the answers are from eager PyTorch's.
+    """
+
+    graph: Graph
+    comparison: Comparison
+
+    @property
+    def reasons(self) -> str:
+        return "; ".join(item.reason for item in self.graph.fallback)
+
+
+def check(
+    function: Callable[..., Any], *inputs: torch.Tensor, build: bool = False, tolerance: float = 1e-5
+) -> Checked:
+    """Assert that all of a function is lowered, and right; ``build`` also builds the engine."""
+    found = run(function, *inputs, build=build)
+    assert not found.graph.fallback, found.reasons
+    assert found.graph.ops, "nothing was captured"
+    assert found.comparison.mismatch is None, found.comparison.mismatch
+    assert found.comparison.max_rel_error <= tolerance, found.comparison
+    return found
+
+
+def refuse(function: Callable[..., Any], *inputs: torch.Tensor) -> str:
+    """Assert that something is left to PyTorch, whose answer comes back; return the reasons."""
+    found = run(function, *inputs)
+    assert found.graph.fallback, "all of it was lowered"
+    assert found.comparison.mismatch is None, found.comparison.mismatch
+    assert found.comparison.max_rel_error <= 1e-5, found.comparison
+    return found.reasons
+
+
+@torch.no_grad()
+def run(function: Callable[..., Any], *inputs: torch.Tensor, build: bool = False) -> Checked:
+    """Send a function through the pipeline and compare its answers with eager PyTorch's."""
+    structure: list[pytree.TreeSpec] = []
+
+    def flat(*tensors: torch.Tensor) -> list[Any]:
+        leaves, spec = pytree.tree_flatten(function(*tensors))
+        structure[:] = [spec]
+        return leaves
+
+    graph = fx.Graph()
+    places = tuple(graph.placeholder(f"input_{place}") for place in range(len(inputs)))
+    graph.output(graph.call_function(flat, places))
+    session = Session(Options.parse({"cache_dir": _cache()}), "reference", build)
+    compiled = capture(fx.GraphModule({}, graph), _copies(inputs), session.compile)
+    got = pytree.tree_unflatten(list(compiled(*_copies(inputs))), structure[0])
+    (result,) = session.graphs
+    return Checked(result, compare(got, function(*_copies(inputs))))
+
+
+def _copies(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [x if isinstance(x, torch.nn.Parameter) else x.clone() for x in inputs]
+
+
+@functools.cache
+def _cache() -> str:
+    return tempfile.mkdtemp(prefix="singlecard-tests-")
+
+
+def weight(*shape: int) -> torch.nn.Parameter:
+    """Return a constant with numbers that differ."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.nn.Parameter(torch.randn(shape, generator=generator))

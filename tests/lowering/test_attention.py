@@ -1,0 +1,77 @@
+"""Scaled-dot-product attention, by whatever name PyTorch gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from singlecard.capture import ops
+from tests.lowering.check import check, refuse
+
+aten = torch.ops.aten
+
+
+def _heads(queries: int = 5, keys: int = 5, kv_heads: int = 4) -> tuple[torch.Tensor, ...]:
+    return (
+        torch.randn(2, 4, queries, 8),
+        torch.randn(2, kv_heads, keys, 8),
+        torch.randn(2, kv_heads, keys, 8),
+    )
+
+
+def _attend(mask: bool = False, causal: bool = False, gqa: bool = False) -> Callable[..., Any]:
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *m: torch.Tensor) -> Any:
+        return ops.attention(q, k, v, m[0] if mask else None, causal, None, gqa)
+
+    return attend
+
+
+def test_plain_and_causal() -> None:
+    """Causal order counts from the first key, also where there are more keys than queries."""
+    check(_attend(), *_heads(), build=True)
+    check(_attend(causal=True), *_heads(3, 7), build=True)
+    check(_attend(causal=True), *(x[0] for x in _heads(7, 3)))
+
+
+def test_grouped_heads() -> None:
+    """Decoders share keys and values among heads."""
+    check(_attend(gqa=True), *_heads(kv_heads=2), build=True)
+    check(_attend(gqa=True, causal=True), *_heads(kv_heads=1))
+
+
+def test_masks() -> None:
+    """A query that may see nothing answers zero, as in PyTorch: padding must not leak."""
+    q, k, v = _heads()
+    mask = torch.rand(2, 1, 5, 5) > 0.4
+    mask[0, 0, 2] = False
+    check(_attend(mask=True), q, k, v, mask, build=True)
+    check(_attend(mask=True), q, k, v, mask[0, 0, 0])
+    check(_attend(mask=True), q, k, v, torch.randn(5, 5))
+
+
+_ON_DEVICES: dict[str, Callable[..., Any]] = {
+    "cpu": lambda q, k, v: aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0],
+    "math": lambda q, k, v: aten._scaled_dot_product_attention_math(q, k, v)[0],
+}
+
+
+@pytest.mark.parametrize("name", _ON_DEVICES)
+def test_names_on_devices(name: str) -> None:
+    """An exported program holds the op of the device it was exported on."""
+    check(_ON_DEVICES[name], *_heads())
+
+
+def test_read_statistics_stay_in_pytorch() -> None:
+    """Engines do not have them: training code that reads them must still work."""
+    reason = refuse(lambda *x: aten._scaled_dot_product_flash_attention_for_cpu(*x), *_heads())
+    assert "only the attention of its results" in reason and "[1]" in reason
+
+
+def test_different_ranks_stay_in_pytorch() -> None:
+    """One sequence against a batch of keys: the result has a rank that nobody was promised."""
+    q, k, v = _heads()
+    reason = refuse(lambda q, k, v: ops.attention(q[0, 0], k, v, None, False, None, False)[0, 0], q, k, v)
+    assert "equal rank" in reason and "[2, 4, 4]" in reason

@@ -1,0 +1,95 @@
+"""Elements written by index, with and without a reduction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.lowering.check import check, refuse
+
+_KINDS = (torch.float32, torch.int64, torch.bool)
+
+
+@pytest.mark.parametrize("kind", _KINDS, ids=str)
+def test_replaces(kind: torch.dtype) -> None:
+    """Routing tables and masks are written by index, with a source larger than the index too."""
+    x, src = torch.randint(0, 9, (4, 5)).to(kind), torch.randint(0, 9, (5, 6)).to(kind)
+    index = torch.stack([torch.randperm(4)[:3] for _ in range(4)], 1)
+    check(lambda x, i, s: x.scatter(0, i, s), x, index, src, build=True)
+    check(lambda x, i: x.scatter(0, i, 1), x, index)
+    check(lambda x, i, s: x.scatter(0, i[0, 0], s[0, 0]), x[0, 0], index * 0, src)
+
+
+@pytest.mark.parametrize("kind", _KINDS, ids=str)
+def test_writes_at_indices(kind: torch.dtype) -> None:
+    """A key-value cache is written at positions, with slices around them."""
+    x, part = torch.randint(0, 9, (2, 6, 3)).to(kind), torch.randint(0, 9, (2, 2, 3)).to(kind)
+    place = torch.tensor([4, -6])
+
+    def write(x: torch.Tensor, p: torch.Tensor, i: torch.Tensor) -> Any:
+        one, two, three = x.clone(), x.clone(), x.clone()
+        one[:, i] = p
+        two[torch.tensor([1, 0]), i] = p[0]
+        three[torch.tensor([[1], [0]]), :, torch.tensor([0, 2])] = p[0, 0, 0]
+        return one, two, three, x.index_copy(1, i % 6, p), x.index_fill(0, i[:1] % 2, 1)
+
+    check(write, x, part, place, build=kind == torch.float32)
+
+
+@pytest.mark.parametrize("kind", _KINDS, ids=str)
+def test_writes_one_value_by_mask(kind: torch.dtype) -> None:
+    """``x[mask] = value`` is how models blank out what they must not see."""
+    x, mask = torch.randint(0, 9, (2, 3, 4)).to(kind), torch.rand(2, 3) > 0.5
+
+    def write(x: torch.Tensor, mask: torch.Tensor) -> Any:
+        one, two, three = x.clone(), x.clone(), x.clone()
+        one[mask] = 1
+        two[mask] = x[0, 0]
+        three[:, mask[0]] = 1
+        return one, two, three
+
+    check(write, x, mask, build=True)
+
+
+def test_values_by_mask_stay_in_pytorch() -> None:
+    """How many values are read depends on data: only eager can answer."""
+    x, mask, values = torch.rand(4), torch.tensor([True, False, True, False]), torch.rand(2)
+    reason = refuse(lambda x, m, v: x.index_put((m,), v), x, mask, values)
+    assert "one value is written" in reason and "bool" in reason
+
+
+@pytest.mark.parametrize("kind", (torch.float32, torch.int64), ids=str)
+@pytest.mark.parametrize("operation", ("sum", "prod", "mean", "amax", "amin"))
+@pytest.mark.parametrize("include_self", (True, False))
+def test_reduces(operation: str, include_self: bool, kind: torch.dtype) -> None:
+    """Graph networks sum messages by index; TensorRT has no layer that adds what it scatters."""
+    x, src = torch.randint(1, 5, (4, 3)).to(kind), torch.randint(1, 5, (5, 4)).to(kind)
+    index = torch.randint(0, 4, (4, 2))
+    check(
+        lambda x, i, s: x.scatter_reduce(0, i, s, operation, include_self=include_self),
+        x, index, src, build=include_self,
+    )
+    if operation != "sum":
+        check(
+            lambda x, i, s: x.index_reduce(0, i, s, operation, include_self=include_self),
+            x, torch.tensor([0, 3, 0]), src[:3, :3],
+        )
+
+
+def test_adds() -> None:
+    """Mixtures of experts and graph networks add up rows that share a place."""
+    x, src, index = torch.rand(5, 3), torch.rand(4, 3), torch.tensor([0, 4, 0, 0])
+    check(lambda x, i, s: x.index_add(0, i, s, alpha=2), x, index, src, build=True)
+    check(lambda x, i, s: x.scatter_add(0, i[:, None].expand(4, 2), s), x, index, src)
+    check(lambda x, i, s: x.index_put((i,), s, accumulate=True), x, index - 5, src)
+    check(lambda x, i, s: x.put(i, s[:, 0], accumulate=True), x, index, src)
+    check(lambda x, i, s: x.put(i[:2], s[:2, 0]), x, index, src)
+
+
+def test_too_many_pairs_stay_in_pytorch() -> None:
+    """Every place is compared with every update: a large table would take an hour."""
+    x, index = torch.zeros(10000), torch.zeros(2000, dtype=torch.int64)
+    reason = refuse(lambda x, i: x.scatter_add(0, i, i.float()), x, index)
+    assert "<= 16777216" in reason and "20000000" in reason

@@ -1,0 +1,72 @@
+"""Order, and places in an order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.lowering.check import check, refuse
+
+_NAN, _INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("largest", (True, False))
+def test_topk(largest: bool) -> None:
+    """Routers choose experts by it, detectors their candidates."""
+    x = torch.randperm(60).view(3, 4, 5).float()
+    check(lambda x: x.topk(3, -1, largest), x, build=True)
+    check(lambda x: x.topk(2, 0, largest), x.long())
+    check(lambda x: x.topk(1, 0, largest), torch.tensor(2.0))
+
+
+def test_topk_beyond_the_layer_stays_in_pytorch() -> None:
+    """TensorRT refuses a larger k: the engine would not build."""
+    reason = refuse(lambda x: x.topk(3841), torch.randperm(4000).float())
+    assert "k <= 3840" in reason and "3841" in reason
+
+
+@pytest.mark.parametrize("descending", (True, False))
+def test_sort(descending: bool) -> None:
+    """Values and where they came from."""
+    x = torch.randperm(60).view(3, 4, 5).float()
+    check(lambda x: x.sort(1, descending), x, build=True)
+    check(lambda x: x.argsort(-1, descending), x.int())
+
+
+@pytest.mark.parametrize("descending", (True, False))
+def test_stable_sort_keeps_the_order_of_equals(descending: bool) -> None:
+    """Grouping tokens by expert relies on it; NaN belongs behind all numbers."""
+    x = torch.tensor([[2.0, _NAN, 1.0, 2.0, _INF, _NAN, 1.0, -_INF]])
+    check(lambda x: x.sort(stable=True, dim=-1, descending=descending), x, build=True)
+    for x in (torch.randint(0, 3, (9, 2)), torch.rand(9, 2) > 0.5):
+        check(lambda x: x.sort(stable=True, dim=0, descending=descending), x)
+
+
+def test_long_axes_stay_in_pytorch() -> None:
+    """No layer sorts them whole."""
+    reason = refuse(lambda x: x.sort(), torch.randperm(5000).float())
+    assert "<= 3840" in reason and "5000" in reason
+
+
+def test_single_places_of_an_order() -> None:
+    """Medians and quantiles normalize; the lower of two middles counts."""
+    x = torch.randperm(24).view(4, 6).float()
+    check(lambda x: (x.median(), x.median(-1, True), x.kthvalue(2, 0)), x, build=True)
+    check(lambda x: x.quantile(torch.tensor([0.1, 0.6]), -1), x)
+
+
+@pytest.mark.parametrize("right", (True, False))
+def test_places_in_an_order(right: bool) -> None:
+    """Relative positions are put into buckets by it."""
+    row = torch.tensor([-1.0, 0.0, 0.0, 2.0])
+    values = torch.tensor([[0.0, 5.0, -3.0], [_NAN, 2.0, 0.5]])
+    check(lambda r, v: torch.searchsorted(r, v, right=right), row, values, build=True)
+    check(lambda r, v: torch.bucketize(v, r, right=right, out_int32=True), row, values)
+    check(lambda r, v: torch.searchsorted(r.expand(2, 4).contiguous(), v), row, values)
+
+
+def test_histogram() -> None:
+    """Tokens per expert are counted with it; what lies outside does not count."""
+    x = torch.tensor([0.0, 3.0, 3.0, 1.0, -1.0, 7.0, 4.0, 2.5])
+    check(lambda x: torch.histc(x, 4, 0, 4), x, build=True)
+    assert "got (0, 0)" in refuse(lambda x: torch.histc(x, 4), x)
