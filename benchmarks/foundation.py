@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import MODELS, PRECISIONS, TARGET, Case, load_case
+from cases import MODELS, PRECISIONS, TARGET, Case, in_half, load_case
 from foundation_page import render_page
 from fresh_process import Clock, median_of, run_fresh
 from machine import describe_machine
@@ -63,6 +63,7 @@ def measure_singlecard(model: str, precision: str, cache: str) -> dict[str, Any]
     stages = time_to_network(case, precision)
     options = {"precision": precision, "targets": (TARGET,), "cache_dir": cache}
     report = singlecard.verify(*case, options=options)
+    half = plans_of_half(model, options) if precision == "fp16" else None
     return {
         "model": model,
         "precision": precision,
@@ -79,7 +80,23 @@ def measure_singlecard(model: str, precision: str, cache: str) -> dict[str, Any]
         "to_network_cpu_seconds": stages["cpu"],
         "digest_seconds": report.timings["digest"],
         "build_seconds": report.timings["build"],
+        "plans_of_half": half,
     } | plan_figures(report.plans)
+
+
+def plans_of_half(model: str, options: dict[str, Any]) -> dict[str, int]:
+    """Return the plan figures of ``model.half()``, the very model that the ONNX route exports.
+
+    With ``precision="fp16"`` a model keeps its FP32 inputs and outputs, which move more bytes.
+    """
+    from singlecard.options import Options
+    from singlecard.report.measure import run_compiled
+    from singlecard.session import Session
+
+    session = Session(Options.parse(options), "eager", build=True)
+    module, args, kwargs = in_half(load_case(model))
+    run_compiled(session, module, args, kwargs)
+    return plan_figures([engine.report for graph in session.graphs for engine in graph.engines])
 
 
 def compare_routes(model: str, precision: str, runs: int) -> dict[str, Any]:

@@ -36,8 +36,9 @@ def render_page(result: dict[str, Any]) -> str:
             [_answers(row) for row in rows],
         ),
         "## The plans: singlecard / ONNX route",
-        "Torch-TensorRT's kernels are cited from earlier runs of its lowering: it cannot be "
-        "imported on a machine without a GPU.",
+        "In FP16 both are of `model.half()`, with FP16 inputs and outputs. Torch-TensorRT's "
+        "kernels are cited from earlier runs of its lowering: it cannot be imported on a machine "
+        "without a GPU.",
         _table(
             (
                 "model",
@@ -50,6 +51,12 @@ def render_page(result: dict[str, Any]) -> str:
                 "engine, MB",
             ),
             [_plans(row) for row in rows],
+        ),
+        "With `precision=\"fp16\"` a model keeps its FP32 inputs and outputs. What that costs, for "
+        "singlecard alone:",
+        _table(
+            ("model", "type", "kernels", "moved, MB", "floor, MB", "scratch, MB"),
+            [_mixed(row) for row in rows if row["precision"] == "fp16"],
         ),
         "## Seconds from model to network, and to engine",
         "Medians of "
@@ -100,7 +107,8 @@ def _answers(row: dict[str, Any]) -> list[str]:
 
 
 def _plans(row: dict[str, Any]) -> list[str]:
-    ours, peer = row["singlecard"], row["onnx_route"]
+    peer = row["onnx_route"]
+    ours = row["singlecard"]["plans_of_half"] or row["singlecard"]
     return [
         *_name(row),
         f"{ours['kernels']} / {peer['kernels']}" + _over(ours["kernels"], peer["kernels"]),
@@ -110,6 +118,12 @@ def _plans(row: dict[str, Any]) -> list[str]:
         _megabytes(ours, peer, "scratch_bytes"),
         _megabytes(ours, peer, "engine_bytes"),
     ]
+
+
+def _mixed(row: dict[str, Any]) -> list[str]:
+    ours = row["singlecard"]
+    sizes = (ours[key] for key in ("bytes_moved", "floor_bytes", "scratch_bytes"))
+    return [*_name(row), str(ours["kernels"]), *(f"{size / 1e6:.1f}" for size in sizes)]
 
 
 def _megabytes(ours: dict[str, Any], peer: dict[str, Any], key: str) -> str:

@@ -40,7 +40,10 @@ class Checked:
 
 
 def check(
-    function: Callable[..., Any], *inputs: torch.Tensor, build: bool = False, tolerance: float = 1e-5
+    function: Callable[..., Any],
+    *inputs: torch.Tensor,
+    build: bool = False,
+    tolerance: float = 1e-5,
 ) -> Checked:
     """Assert that all of a function is lowered, and right; ``build`` also builds the engine."""
     found = run(function, *inputs, build=build)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+aten = torch.ops.aten
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -21,6 +25,9 @@ def _call(*args: Any, **kwargs: Any) -> Arguments:
     return args, kwargs
 
 
+_LINE, _IMAGE, _VOLUME = _floats(1, 2, 5), _floats(1, 2, 5, 6), _floats(1, 2, 2, 3, 4)
+_HEADS = tuple(_floats(1, 2, 4, 16).sin() * scale for scale in (1.0, 0.5, 2.0))
+_BIAS = _floats(1, 2, 4, 4)
 _SCALAR = (_call(_floats(3, 4), 0.5), _call(_integers(3, 4), 2))
 
 EXTRA: dict[str, tuple[Arguments, ...]] = {
@@ -51,4 +58,80 @@ EXTRA: dict[str, tuple[Arguments, ...]] = {
     "aten.squeeze.default": (_call(_floats(3, 1, 4)),),
     "aten.squeeze.dim": (_call(_floats(3, 1, 4), 1), _call(_floats(3, 4), 0)),
     "aten.sub.Scalar": _SCALAR,
+    "aten._embedding_bag.default": (
+        _call(_floats(6, 3), torch.tensor([0, 2, 5, 1, 1]), torch.tensor([0, 2])),
+    ),
+    "aten._native_batch_norm_legit.no_stats": (
+        _call(_floats(2, 3, 4), _floats(3), _floats(3), True, 0.1, 1e-5),
+    ),
+    "aten._native_batch_norm_legit_no_training.default": (
+        _call(_floats(2, 3, 4), None, _floats(3), _floats(3), _floats(3).exp(), 0.1, 1e-5),
+    ),
+    "aten._pdist_forward.default": (_call(_floats(4, 3), 2.0), _call(_floats(4, 3), 3.0)),
+    "aten._scaled_dot_product_attention_math.default": (_call(*_HEADS, is_causal=True),),
+    "aten._scaled_dot_product_cudnn_attention.default": (_call(*_HEADS, None, False),),
+    "aten._scaled_dot_product_efficient_attention.default": (_call(*_HEADS, _BIAS, False),),
+    "aten._scaled_dot_product_flash_attention.default": (_call(*_HEADS, 0.0, True),),
+    "aten._scaled_dot_product_flash_attention_for_cpu.default": (_call(*_HEADS, attn_mask=_BIAS),),
+    "aten._scaled_dot_product_fused_attention_overrideable.default": (_call(*_HEADS, _BIAS),),
+    "aten._upsample_bicubic2d_aa.default": (_call(_IMAGE, [3, 4], False),),
+    "aten._upsample_nearest_exact1d.default": (_call(_LINE, [7]),),
+    "aten._upsample_nearest_exact1d.vec": (_call(_LINE, [7], None),),
+    "aten._upsample_nearest_exact2d.default": (_call(_IMAGE, [7, 3]),),
+    "aten._upsample_nearest_exact2d.vec": (_call(_IMAGE, [7, 3], None),),
+    "aten._upsample_nearest_exact3d.default": (_call(_VOLUME, [3, 2, 5]),),
+    "aten._upsample_nearest_exact3d.vec": (_call(_VOLUME, [3, 2, 5], None),),
+    "aten.bucketize.Scalar": (_call(0.3, _floats(5)),),
+    "aten.col2im.default": (_call(_floats(1, 12, 9), [4, 4], [2, 2], [1, 1], [0, 0], [1, 1]),),
+    "aten.fmod.Scalar": _SCALAR,
+    "aten.max_pool3d_with_indices.default": (_call(_VOLUME, [2, 2, 2]),),
+    "aten.pow.Tensor_Scalar": (_call(_integers(3, 4), 3),),
+    "aten.reflection_pad2d.default": (_call(_IMAGE, [1, 2, 0, 1]),),
+    "aten.reflection_pad3d.default": (_call(_VOLUME, [1, 1, 0, 1, 1, 0]),),
+    "aten.replication_pad2d.default": (_call(_IMAGE, [1, 2, 0, 1]),),
+    "aten.replication_pad3d.default": (_call(_VOLUME, [1, 1, 0, 1, 1, 0]),),
+    "aten.scatter.value": (_call(_floats(3, 4), 1, torch.tensor([[0, 2], [1, 3]]), 9.0),),
+    "aten.scatter.value_reduce": (
+        _call(_floats(3, 4), 1, torch.tensor([[0, 2], [1, 3]]), 9.0, reduce="add"),
+    ),
+    "aten.searchsorted.Scalar": (_call(_floats(5), 0.3),),
+    "aten.select_copy.int": (_call(_floats(3, 4), 0, 1),),
+    "aten.slice_copy.Tensor": (_call(_floats(3, 4), 1, 1, 3),),
+    "aten.sort.default": (_call(_floats(3, 4), 1, True),),
+    "aten.split_copy.Tensor": (_call(_floats(3, 4), 2, 1),),
+    "aten.upsample_bicubic2d.default": (_call(_IMAGE, [7, 8], True),),
+    "aten.upsample_bicubic2d.vec": (_call(_IMAGE, [7, 8], False, None),),
+    "aten.upsample_bilinear2d.default": (_call(_IMAGE, [7, 8], True),),
+    "aten.upsample_bilinear2d.vec": (_call(_IMAGE, [7, 8], False, None),),
+    "aten.upsample_linear1d.default": (_call(_LINE, [7], True),),
+    "aten.upsample_linear1d.vec": (_call(_LINE, [7], False, None),),
+    "aten.upsample_nearest1d.default": (_call(_LINE, [7]),),
+    "aten.upsample_nearest1d.vec": (_call(_LINE, [7], None),),
+    "aten.upsample_nearest2d.default": (_call(_IMAGE, [7, 3]),),
+    "aten.upsample_nearest2d.vec": (_call(_IMAGE, [7, 3], None),),
+    "aten.upsample_nearest3d.default": (_call(_VOLUME, [3, 2, 5]),),
+    "aten.upsample_nearest3d.vec": (_call(_VOLUME, [3, 2, 5], None),),
+    "aten.upsample_trilinear3d.default": (_call(_VOLUME, [3, 4, 5], True),),
+    "aten.upsample_trilinear3d.vec": (_call(_VOLUME, [3, 4, 5], False, None),),
+    "prims.convert_element_type.default": (_call(_floats(3, 4), torch.float16),),
+    "singlecard.grouped_mm.default": (
+        _call(_floats(5, 3), _floats(2, 3, 4), torch.tensor([2, 5], dtype=torch.int32)),
+    ),
+}
+
+
+def _attention_first(*args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
+    """Attention from the arguments of any of PyTorch's kernels for it."""
+    query, key, value, *rest = args
+    bias = next((item for item in rest if isinstance(item, torch.Tensor)), None)
+    is_causal = rest[1:2] == [True]
+    return (scaled_dot_product_attention(query, key, value, bias, 0.0, is_causal, **kwargs),)
+
+
+#: Ops without a kernel on a CPU, and what gives their first result there.
+ELSEWHERE: dict[Any, Callable[..., Any]] = {
+    aten._scaled_dot_product_cudnn_attention.default: _attention_first,
+    aten._scaled_dot_product_efficient_attention.default: _attention_first,
+    aten._scaled_dot_product_flash_attention.default: _attention_first,
+    aten._scaled_dot_product_fused_attention_overrideable.default: _attention_first,
 }

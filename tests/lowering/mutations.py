@@ -49,7 +49,8 @@ def _changed(value: Any) -> Iterator[Any]:
 def mutations(
     target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Yield a call with one argument, those left at their defaults included, changed at a time."""
+    """Yield a call as it is, then with one argument changed at a time, defaults included."""
+    yield args, kwargs
     names = [argument.name for argument in target._schema.arguments]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     for argument in target._schema.arguments:

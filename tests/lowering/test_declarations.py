@@ -6,7 +6,9 @@ an exception in somebody's compile; one that refuses without the value met leave
 
 from __future__ import annotations
 
+import functools
 import logging
+import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,17 @@ from typing import Any
 import pytest
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from singlecard.lowering.call import Call
 from singlecard.lowering.conditions import Condition, first_refusal
 from singlecard.lowering.coverage import render_coverage
+from singlecard.lowering.declaration import Declaration
 from singlecard.lowering.table import CARRIED, declarations, table
-from tests.lowering.extra_calls import EXTRA
+from tests.lowering.extra_calls import ELSEWHERE, EXTRA
 from tests.lowering.harvest import RealCall, real_calls
 from tests.lowering.mutations import mutations
-from tests.ops.harness import LOWERED, RANDOM, run_call
+from tests.ops.harness import LOWERED, run_call
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 
@@ -34,13 +38,25 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def calls_of(target: Any) -> list[RealCall]:
+@functools.cache
+def calls_of(target: Any) -> tuple[tuple[RealCall, Any], ...]:
+    """Return calls of an op with their results."""
     extra = [RealCall(target, args, kwargs) for args, kwargs in EXTRA.get(str(target), ())]
-    return [*extra, *real_calls()[target]]
+    return tuple((call, result_of(call)) for call in (*extra, *real_calls()[target]))
 
 
-def bound(target: Any, args: Any, kwargs: Any, result: Any) -> Call:
-    """Return a call as the partition sees it: nodes whose values are known."""
+def result_of(call: RealCall) -> Any:
+    """Return what a call gives; of a kernel for other devices, what is known without it."""
+    if call.target not in ELSEWHERE:
+        return call.target(*call.args, **call.kwargs)
+    args, kwargs = pytree.tree_map_only(
+        torch.Tensor, lambda value: value.to("meta"), (call.args, call.kwargs)
+    )
+    return call.target(*args, **kwargs)
+
+
+def bound(target: Any, args: Any, kwargs: Any, result: Any, first_only: bool = False) -> Call:
+    """Return a call as the partition sees it: nodes whose values are known, and users."""
     graph = fx.Graph()
 
     def node(value: Any) -> Any:
@@ -58,6 +74,9 @@ def bound(target: Any, args: Any, kwargs: Any, result: Any) -> Call:
         {key: node(value) for key, value in kwargs.items()},
     )
     made.meta["val"] = result
+    if isinstance(result, (list, tuple)):
+        for place in range(1 if first_only else len(result)):
+            graph.call_function(operator.getitem, (made, place))
     return Call.of(made)
 
 
@@ -67,43 +86,33 @@ def is_carried(value: Any) -> bool:
     return all(map(is_carried, value)) if isinstance(value, (list, tuple)) else True
 
 
-def accepted(target: Any) -> Iterator[RealCall]:
-    """Yield the calls that a target's declaration accepts."""
-    for call in calls_of(target):
-        result = call.target(*call.args, **call.kwargs)
-        if not is_carried([*call.args, *call.kwargs.values(), result]):
-            continue
-        if not first_refusal(
-            table()[target].conditions, bound(target, call.args, call.kwargs, result)
-        ):
-            yield call
+def accepted(target: Any) -> Iterator[tuple[RealCall, bool]]:
+    """Yield the calls that a declaration accepts, and whether for their first result only."""
+    for call, result in calls_of(target):
+        for first_only in (False, True):
+            used = result[0] if first_only and isinstance(result, (list, tuple)) else result
+            made = bound(target, call.args, call.kwargs, result, first_only)
+            carried = is_carried([*call.args, *call.kwargs.values(), used])
+            if carried and not first_refusal(table()[target].conditions, made):
+                yield call, first_only
+                break
 
 
-#: Ops that are lowered for their first result only.
-FIRST_ONLY = (
-    torch.ops.aten.max_pool2d_with_indices.default,
-    torch.ops.aten.max_pool3d_with_indices.default,
-    torch.ops.aten.native_layer_norm.default,
-)
+def first_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that gives the first result of another."""
+    return lambda *args, **kwargs: function(*args, **kwargs)[0]
 
 
-def function_of(target: Any) -> Callable[..., Any]:
-    """Return what is called: the op, or its first result."""
-    if target not in FIRST_ONLY:
-        return target  # type: ignore[no-any-return]
-    return lambda *args, **kwargs: target(*args, **kwargs)[0]
-
-
-TARGETS = sorted(table(), key=str)
-
-
-@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("target", sorted(table(), key=str), ids=str)
 def test_what_is_accepted_builds_and_equals_eager(target: Any) -> None:
     calls = list(accepted(target))
     assert calls, f"no call of {target} is at hand: add one to tests/lowering/extra_calls.py"
-    for place, call in enumerate(calls[:3]):
-        outcome = run_call(function_of(target), call.args, call.kwargs, build=place == 0)
-        assert outcome.state in (LOWERED, RANDOM), f"call {place}: {outcome.reason}"
+    for place, (call, first_only) in enumerate(calls[:3]):
+        function, like = target, ELSEWHERE.get(target, target)
+        if first_only:
+            function, like = first_of(function), first_of(like)
+        outcome = run_call(function, call.args, call.kwargs, build=place == 0, like=like)
+        assert outcome.state == LOWERED, f"call {place}: {outcome.reason}"
 
 
 CONDITIONS = [
@@ -113,23 +122,28 @@ CONDITIONS = [
 ]
 
 
-@pytest.mark.parametrize(("declaration", "condition"), CONDITIONS)
-def test_what_is_refused_is_told_with_the_value_met(declaration: Any, condition: Condition) -> None:
-    sentences = set()
+def refusals(declaration: Declaration, condition: Condition) -> Iterator[str]:
+    """Yield what a condition says of calls that were changed until it refuses."""
     for target in declaration.targets:
         calls = calls_of(target)
-        for call in {id(call): call for call in (*calls[:3], *calls[-3:])}.values():
-            result = call.target(*call.args, **call.kwargs)
+        for call, result in {id(item[0]): item for item in (*calls[:3], *calls[-3:])}.values():
             for args, kwargs in mutations(target, call.args, call.kwargs):
                 try:
                     sentence = condition.refusal(bound(target, args, kwargs, result))
                 except Exception:  # the change made no sense for this op
                     continue
                 if sentence:
-                    sentences.add(sentence)
+                    yield sentence
+
+
+@pytest.mark.parametrize(("declaration", "condition"), CONDITIONS)
+def test_what_is_refused_is_told_with_the_value_met(
+    declaration: Declaration, condition: Condition
+) -> None:
+    sentences = set(refusals(declaration, condition))
     assert sentences, f"nothing that was tried is refused by: {condition.text}"
+    names = {str(target).rpartition(".")[0] for target in declaration.targets}
     for sentence in sentences:
-        names = {str(target).rpartition(".")[0] for target in declaration.targets}
         assert any(sentence.startswith(f"{name} ") for name in names), sentence
         assert any(word in sentence for word in (" got ", " has ", " have ")), sentence
 

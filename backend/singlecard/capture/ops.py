@@ -44,7 +44,10 @@ def _attention_fake(
     scale: float | None,
     enable_gqa: bool,
 ) -> torch.Tensor:
-    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+    batch = query.shape[:-2]
+    if not enable_gqa:
+        batch = torch.broadcast_shapes(batch, key.shape[:-2], value.shape[:-2])
+    return query.new_empty((*batch, query.shape[-2], value.shape[-1]))
 
 
 def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -32,6 +32,7 @@ class Core:
         # TensorRT does not copy what stands behind a Weights object: it must outlive the build.
         self._arrays: list[torch.Tensor] = []
         self._constants: dict[tuple[Any, ...], Tensor] = {}
+        self._values: dict[int, torch.Tensor] = {}
         self._scope = ""
         self._names: dict[str, int] = {}
 
@@ -106,7 +107,12 @@ class Core:
         tensor = self.output_of(self.add("constant", tuple(array.shape), weights))
         self._arrays += [value, array]
         self._constants[key] = tensor
+        self._values[id(tensor)] = array
         return tensor
+
+    def value_of(self, tensor: Tensor) -> torch.Tensor | None:
+        """Return the elements of a constant, or None for what is computed at run time."""
+        return self._values.get(id(tensor))
 
     def scalar(self, value: Number, dtype: torch.dtype, ndim: int = 0) -> Tensor:
         """Return a constant of ``ndim`` dimensions of extent 1 that holds ``value``."""

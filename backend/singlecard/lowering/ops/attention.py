@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from singlecard.capture import ops as own
-from singlecard.lowering.call import Call
 from singlecard.lowering.conditions import arg, dtype, rank, when
 from singlecard.lowering.declaration import accepts, lowers
 from singlecard.lowering.ops.triangle import lower_triangle
@@ -21,21 +20,15 @@ aten = torch.ops.aten
 #: What stands for minus infinity in a mask: finite, so that a fully masked row gives no NaN.
 _LOWEST = {torch.float16: -65504.0, torch.bfloat16: -3.3e38, torch.float32: -3.4e38}
 
-
-def _ranks(call: Call) -> list[int]:
-    return [call.values[name].ndim for name in ("query", "key", "value")]
-
-
-_SAME_RANK = when(
-    "query, key and value have equal rank", lambda call: len(set(_ranks(call))) == 1, _ranks
-)
+#: Keys up to which weights may be set to zero inside the attention kernel (tensorrt_rtx 1.7.1.116,
+#: SM86 and SM89): with 512 they are, with 2048 the scores go through memory instead.
+LONGEST_WITH_ZEROS = 512
 
 
 @lowers(own.attention)
 @accepts(
     dtype("query").floating,
     rank("query").between(2, 8),
-    _SAME_RANK,
     when(
         "a mask and is_causal are not combined",
         lambda call: call.values["attn_mask"] is None or not call.values["is_causal"],
@@ -56,7 +49,7 @@ def attention(
 
     Written out and not as an attention layer: the builder fuses both to the same kernel, but only
     the written-out form also takes masks, causal order and the heads' transposes into it
-    (docs/measurements.md has the counts).
+    (docs/forms.md has the counts).
 
     A query that a boolean mask leaves no key gives zero, as in PyTorch. One whose additive mask is
     minus infinity everywhere gives NaN, where PyTorch gives zero: a guard would cost a kernel.
@@ -75,14 +68,23 @@ def attention(
         return net.matmul(net.softmax(masked, -1), value)
     lowest = net.scalar(_LOWEST[scores.dtype], scores.dtype, scores.ndim)
     weights = net.softmax(net.where(attn_mask, scores, lowest), -1)
-    if not is_causal:  # in FP16 and BF16 this is part of the attention kernel
-        weights = net.where(attn_mask, weights, net.scalar(0.0, scores.dtype, scores.ndim))
-    return net.matmul(weights, value)
+    nothing = net.scalar(0.0, scores.dtype, scores.ndim)
+    if is_causal or _every_row_sees_something(net, attn_mask):
+        return net.matmul(weights, value)
+    if 0 < key.shape[-2] <= LONGEST_WITH_ZEROS:
+        return net.matmul(net.where(attn_mask, weights, nothing), value)
+    seen = net.reduce("MAX", net.cast(attn_mask, torch.int32), [attn_mask.ndim - 1], True)
+    return net.where(net.cast(seen, torch.bool), net.matmul(weights, value), nothing)
+
+
+def _every_row_sees_something(net: Net, mask: Tensor) -> bool:
+    known = net.value_of(mask)
+    return known is not None and bool(known.any(-1).all())
 
 
 def _repeat_heads(net: Net, x: Tensor, heads: Size) -> Tensor:
     """Repeat each key or value head for the query heads of its group."""
-    own_heads = x.shape[-3]
+    own_heads = x.shape[-3] if x.ndim > 2 else 1
     if own_heads in (heads, 1) or not isinstance(heads, int):
         return x
     *batch, _, length, width = net.sizes(x)
@@ -94,7 +96,6 @@ def _repeat_heads(net: Net, x: Tensor, heads: Size) -> Tensor:
 _FUSED = (
     dtype("query").floating,
     rank("query").between(2, 8),
-    _SAME_RANK,
     only_used("the attention", [0]),
     arg("dropout_p").one_of(0.0),
 )
