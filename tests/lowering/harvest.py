@@ -22,7 +22,11 @@ from tests.ops.samples import Sample, samples_of
 
 #: Calls kept of one op and type, those among them from one source, and samples looked at of each
 #: source in its first type (1 in the others).
-KEPT, FROM_ONE, LOOKED_AT = 6, 2, 3
+KEPT, FROM_ONE, LOOKED_AT = 6, 2, 2
+
+#: Types that are looked at. Float16 is left out: some of PyTorch's kernels give float16 on a CPU
+#: where their declaration, and so our networks, say float32.
+TYPES = (torch.float32, torch.int64, torch.bool)
 
 #: Ops of the database whose graphs hold what bears another name.
 SOURCES = (
@@ -96,7 +100,7 @@ def real_calls() -> dict[Any, list[RealCall]]:
     found: dict[Any, list[RealCall]] = {target: [] for target in table()}
     for name in _names():
         op = all_ops()[name]
-        for place, dtype in enumerate(dtypes_of(op)):
+        for place, dtype in enumerate(dtype for dtype in TYPES if dtype in dtypes_of(op)):
             for args, kwargs in samples_of(op, dtype)[: LOOKED_AT if place == 0 else 1]:
                 _record(name, (args, kwargs), found)
     return found

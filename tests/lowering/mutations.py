@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,11 +16,11 @@ ODD_VALUES = (10**6, -(10**6), 100, 7, 2, 1, 0, -7, 2.5, "nonsense", None, True,
 TYPES = (torch.bool, torch.int64, torch.int32, torch.float16, torch.float32)
 
 
-def _symbolic(value: torch.Tensor) -> torch.Tensor:
-    """Return a tensor of the same rank and type whose extents are not known."""
+@functools.cache
+def _symbolic(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Return a tensor of a rank and type whose extents are not known."""
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=False)
-    wide = torch.empty([size + 2 for size in value.shape], dtype=value.dtype)
-    return mode.from_tensor(wide)
+    return mode.from_tensor(torch.empty([size + 2 for size in shape], dtype=dtype))
 
 
 def _changed(value: Any) -> Iterator[Any]:
@@ -33,13 +34,13 @@ def _changed(value: Any) -> Iterator[Any]:
         yield torch.zeros((2,) * (value.ndim + 1), dtype=value.dtype)
         yield torch.zeros((1, 5000) + (2,) * max(value.ndim - 2, 0), dtype=value.dtype)
         yield torch.zeros((5000,) * min(value.ndim, 2), dtype=value.dtype)
-        yield _symbolic(value)
+        yield _symbolic(tuple(value.shape), value.dtype)
     else:
         yield from ODD_VALUES
-        yield _symbolic(torch.zeros(3)).shape[0]
+        yield _symbolic((3,), torch.float32).shape[0]
         yield torch.zeros(())
         if isinstance(value, (list, tuple)):
-            for odd in (*ODD_VALUES, _symbolic(torch.zeros(3)).shape[0]):
+            for odd in (*ODD_VALUES, _symbolic((3,), torch.float32).shape[0]):
                 yield [odd] * len(value)
             for place, item in enumerate(value):
                 for other in _changed(item):

@@ -228,3 +228,35 @@ class Broadcast(Attention):
 def test_bias_that_broadcasts_stays() -> None:
     """Adding a vector to one feature makes eight of it: dropped, the model would not run."""
     assert "drop_key_bias" not in moved(Broadcast())
+
+
+class MaskFrom(Attention):
+    """Attention under a mask: a constant one, or one that comes with the call."""
+
+    def __init__(self, constant: bool) -> None:
+        super().__init__()
+        mask = torch.ones(5, 5, dtype=torch.bool).tril()
+        if constant:
+            self.register_buffer("mask", mask)
+        else:
+            self.mask = None
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        q, k, v = self.split(self.query(x), self.heads), self.keys(x), self.values(x)
+        chosen = self.mask if mask is None else mask
+        attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, chosen)
+        return self.project(self.merge(attended))
+
+
+def test_value_bias_passes_under_a_mask_that_hides_no_row() -> None:
+    """A causal mask that is a constant would cost a decoder one kernel in every layer."""
+    assert "move_value_bias" in fired(simplified(MaskFrom(constant=True).eval(), X))
+
+
+def test_value_bias_stays_under_a_mask_that_may_hide_a_row() -> None:
+    """A row that sees nothing is zero; the bias of the values would come out of nothing."""
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    mask[0] = False
+    names = fired(simplified(MaskFrom(constant=False).eval(), X, mask))
+    assert "move_value_bias" not in names
+    assert "move_rest_of_value_bias" in names

@@ -14,6 +14,7 @@ from torch._functorch.aot_autograd import aot_module_simplified
 from torch.utils._python_dispatch import _disable_current_modes
 
 from singlecard.capture import ops
+from singlecard.capture.composite import kept_whole
 from singlecard.capture.decompose import DECOMPOSITIONS
 from singlecard.capture.program import Program
 from singlecard.capture.results import describe_results
@@ -66,7 +67,9 @@ _KEPT_WHOLE = (
     aten.tril.default,
     aten.triu.default,
     aten.unbind.int,
+    aten.upsample_bicubic2d.default,
     aten.upsample_bicubic2d.vec,
+    aten.upsample_bilinear2d.default,
     aten.upsample_bilinear2d.vec,
     aten.upsample_linear1d.default,
     aten.upsample_linear1d.vec,
@@ -76,6 +79,7 @@ _KEPT_WHOLE = (
     aten.upsample_nearest2d.vec,
     aten.upsample_nearest3d.default,
     aten.upsample_nearest3d.vec,
+    aten.upsample_trilinear3d.default,
     aten.upsample_trilinear3d.vec,
 )
 
@@ -150,14 +154,15 @@ def capture(
         run._boxed_call = True  # type: ignore[attr-defined]  # AOTAutograd hands over one list
         return run
 
-    return aot_module_simplified(
-        copy,
-        examples,
-        fw_compiler=inner,
-        inference_compiler=inner,
-        decompositions=decompositions(),
-        keep_inference_input_mutations=True,
-    )
+    with kept_whole(_KEPT_WHOLE):
+        return aot_module_simplified(
+            copy,
+            examples,
+            fw_compiler=inner,
+            inference_compiler=inner,
+            decompositions=decompositions(),
+            keep_inference_input_mutations=True,
+        )
 
 
 #: How many sets of weights one captured graph keeps engines for at a time.

@@ -6,6 +6,7 @@ from singlecard.capture.program import Program
 from singlecard.passes.attention_bias import (
     drop_key_bias,
     move_query_bias,
+    move_rest_of_value_bias,
     move_value_bias,
     push_bias_through_split,
 )
@@ -19,9 +20,10 @@ from singlecard.passes.noop import drop_copy, drop_identity, merge_views
 from singlecard.passes.rms_norm import fuse_rms_norm
 from singlecard.passes.rule import Rule, apply_rules
 
-__all__ = ["RULES", "simplify"]
+__all__ = ["FIRST", "SECOND", "simplify"]
 
-RULES: tuple[Rule, ...] = (
+#: Rules that name and join what PyTorch took apart.
+FIRST: tuple[Rule, ...] = (
     drop_copy,
     name_grouped_product,
     fold_batch_norm,
@@ -29,10 +31,15 @@ RULES: tuple[Rule, ...] = (
     drop_identity,
     merge_views,
     fuse_rms_norm,
+)
+
+#: Rules that ask for constants' values: masks are known once constants are folded.
+SECOND: tuple[Rule, ...] = (
     push_bias_through_split,
     drop_key_bias,
     move_query_bias,
     move_value_bias,
+    move_rest_of_value_bias,
     drop_zero_bias,
     drop_neutral,
 )
@@ -41,8 +48,9 @@ RULES: tuple[Rule, ...] = (
 def simplify(program: Program) -> Program:
     """Run every pass, in place, and return the Program."""
     program.graph.eliminate_dead_code()
-    apply_rules(program, RULES)
+    apply_rules(program, FIRST)
     fold_constants(program)
+    apply_rules(program, SECOND)
     merge_common(program)
     program.graph.eliminate_dead_code()
     apply_rules(program, (drop_identity,))

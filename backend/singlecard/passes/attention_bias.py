@@ -143,19 +143,22 @@ def drop_key_bias(program: Program, node: fx.Node) -> bool:
 
 def move_query_bias(program: Program, node: fx.Node) -> bool:
     """attention(heads(x + b), k, v)   becomes   attention(heads(x) + heads(b), k, v)."""
-    if not is_call(node, ops.attention):
-        return False
-    query: Any = node.args[0]
-    biased = _biased(program, _before_heads(query))
+    return is_call(node, ops.attention) and _behind_heads(program, node, 0)
+
+
+def _behind_heads(program: Program, node: fx.Node, place: int) -> bool:
+    """Add the bias of one of attention's operands behind its split into heads."""
+    operand: Any = node.args[place]
+    biased = _biased(program, _before_heads(operand))
     if biased is None:
         return False
-    heads, width = shape_of(query)[1], shape_of(query)[3]
+    heads, width = shape_of(operand)[1], shape_of(operand)[3]
     _without_bias(program, biased)
-    bias = program.new_constant(node, biased.bias.reshape(1, heads, 1, width), query)
+    bias = program.new_constant(node, biased.bias.reshape(1, heads, 1, width), operand)
     with program.graph.inserting_before(node):
-        shifted = program.graph.call_function(aten.add.Tensor, (query, bias))
-    shifted.meta = dict(query.meta)
-    node.args = (shifted, *node.args[1:])
+        shifted = program.graph.call_function(aten.add.Tensor, (operand, bias))
+    shifted.meta = dict(operand.meta)
+    node.args = (*node.args[:place], shifted, *node.args[place + 1 :])
     return True
 
 
@@ -163,9 +166,31 @@ def move_value_bias(program: Program, node: fx.Node) -> bool:
     """linear(merge(attention(q, k, heads(v + b))), w, c)
 
     becomes   linear(merge(attention(q, k, heads(v))), w, c + w @ b).
+
+    Not where a mask may hide a row altogether: that row is zero, its weights do not sum to one.
     """
-    if not is_call(node, ops.attention):
+    if not is_call(node, ops.attention) or _may_hide_rows(program, node.args[3]):
         return False
+    return _through_projection(program, node)
+
+
+def move_rest_of_value_bias(program: Program, node: fx.Node) -> bool:
+    """attention(q, k, heads(v + b))   becomes   attention(q, k, heads(v) + heads(b))."""
+    return is_call(node, ops.attention) and _behind_heads(program, node, 2)
+
+
+def _may_hide_rows(program: Program, mask: Any) -> bool:
+    """Tell whether a mask may leave a query without any key."""
+    if mask is None:
+        return False
+    known = program.constant(mask)
+    if known is None:
+        return True
+    visible = known if known.dtype == torch.bool else known > -torch.inf
+    return not bool(visible.any(-1).all())
+
+
+def _through_projection(program: Program, node: fx.Node) -> bool:
     biased = _biased(program, _before_heads(node.args[2]))
     swap = only_user(node)
     view = only_user(swap)

@@ -66,40 +66,17 @@ def _is_whole(extent: int, new: int, factor: float | None) -> bool:
     return new % extent == 0 or extent % new == 0
 
 
-@lowers(aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec)
-@accepts(dtype("input").floating)
-def upsample_nearest(
-    net: Net, input: Tensor, output_size: Sequence[Size] | None, scale_factors: Scales
-) -> Tensor:
-    """The element at or before each place."""
-    return _nearest(net, input, scale_factors, _NEAREST, aten.upsample_nearest1d.default)
-
-
 @lowers(
     aten.upsample_nearest1d.default,
     aten.upsample_nearest2d.default,
     aten.upsample_nearest3d.default,
 )
 @accepts(dtype("self").floating)
-def upsample_nearest_by_axis(
+def upsample_nearest(
     net: Net, self: Tensor, output_size: Sequence[Size], *scales: float | None
 ) -> Tensor:
     """The element at or before each place."""
     return _nearest(net, self, scales, _NEAREST, aten.upsample_nearest1d.default)
-
-
-@lowers(
-    aten._upsample_nearest_exact1d.vec,
-    aten._upsample_nearest_exact2d.vec,
-    aten._upsample_nearest_exact3d.vec,
-)
-@accepts(dtype("input").floating)
-def upsample_nearest_exact(
-    net: Net, input: Tensor, output_size: Sequence[Size] | None, scale_factors: Scales
-) -> Tensor:
-    """The element nearest to each place."""
-    one = aten._upsample_nearest_exact1d.default
-    return _nearest(net, input, scale_factors, _NEAREST_EXACT, one)
 
 
 @lowers(
@@ -108,25 +85,12 @@ def upsample_nearest_exact(
     aten._upsample_nearest_exact3d.default,
 )
 @accepts(dtype("self").floating)
-def upsample_nearest_exact_by_axis(
+def upsample_nearest_exact(
     net: Net, self: Tensor, output_size: Sequence[Size], *scales: float | None
 ) -> Tensor:
     """The element nearest to each place."""
     one = aten._upsample_nearest_exact1d.default
     return _nearest(net, self, scales, _NEAREST_EXACT, one)
-
-
-@lowers(aten.upsample_linear1d.vec, aten.upsample_bilinear2d.vec, aten.upsample_trilinear3d.vec)
-@accepts(dtype("input").floating)
-def upsample_linear(
-    net: Net,
-    input: Tensor,
-    output_size: Sequence[Size] | None,
-    align_corners: bool,
-    scale_factors: Scales,
-) -> Tensor:
-    """Linear between neighbours, axis by axis."""
-    return _resized(net, input, scale_factors, _smooth("LINEAR", align_corners))
 
 
 @lowers(
@@ -135,7 +99,7 @@ def upsample_linear(
     aten.upsample_trilinear3d.default,
 )
 @accepts(dtype("self").floating)
-def upsample_linear_by_axis(
+def upsample_linear(
     net: Net,
     self: Tensor,
     output_size: Sequence[Size],
@@ -146,22 +110,9 @@ def upsample_linear_by_axis(
     return _resized(net, self, scales, _smooth("LINEAR", align_corners))
 
 
-@lowers(aten.upsample_bicubic2d.vec)
-@accepts(dtype("input").floating)
-def upsample_bicubic(
-    net: Net,
-    input: Tensor,
-    output_size: Sequence[Size] | None,
-    align_corners: bool,
-    scale_factors: Scales,
-) -> Tensor:
-    """Cubic over four neighbours, axis by axis."""
-    return _resized(net, input, scale_factors, _smooth("CUBIC", align_corners))
-
-
 @lowers(aten.upsample_bicubic2d.default)
 @accepts(dtype("self").floating)
-def upsample_bicubic_by_axis(
+def upsample_bicubic(
     net: Net,
     self: Tensor,
     output_size: Sequence[Size],
