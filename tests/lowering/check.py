@@ -16,8 +16,10 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from singlecard.backend import compile_in
 from singlecard.capture.aot import capture
 from singlecard.options import Options
+from singlecard.report.measure import fresh_call
 from singlecard.report.verify import Comparison, compare
 from singlecard.session import Graph, Session
 
@@ -96,3 +98,29 @@ def weight(*shape: int) -> torch.nn.Parameter:
     """Return a constant with numbers that differ."""
     generator = torch.Generator().manual_seed(sum(shape))
     return torch.nn.Parameter(torch.randn(shape, generator=generator))
+
+
+@torch.no_grad()
+def check_sizes(
+    function: Callable[..., Any], shapes: Sequence[Sequence[Sequence[int]]], *, build: bool = False
+) -> None:
+    """Assert that one network is right for every list of input shapes, the first being captured.
+
+    Axes whose extent differs between the lists are marked as dynamic.
+    """
+    session = Session(Options.parse({"cache_dir": _cache()}), "reference", build)
+    compiled = torch.compile(
+        fresh_call(function), backend=lambda graph, given: compile_in(session, graph, given)
+    )
+    for place, lists in enumerate(shapes):
+        inputs = [torch.randn(*shape) for shape in lists]
+        if place == 0:
+            for x, *alike in zip(inputs, *shapes, strict=True):
+                for axis, extents in enumerate(zip(*alike, strict=True)):
+                    if len(set(extents)) > 1:
+                        torch._dynamo.mark_dynamic(x, axis, min=min(extents), max=max(extents))
+        comparison = compare(compiled(*inputs), function(*inputs))
+        assert comparison.mismatch is None, f"{lists}: {comparison.mismatch}"
+        assert comparison.max_rel_error <= 1e-5, f"{lists}: {comparison}"
+    (graph,) = session.graphs  # more than one: a size was baked in
+    assert not graph.fallback, graph.fallback[0].reason

@@ -31,7 +31,11 @@ _BIAS = _floats(1, 2, 4, 4)
 _SCALAR = (_call(_floats(3, 4), 0.5), _call(_integers(3, 4), 2))
 
 EXTRA: dict[str, tuple[Arguments, ...]] = {
+    "aten._to_copy.default": (_call(_floats(3, 4), dtype=torch.float16),),
+    "aten.clamp.default": (_call(_floats(3, 4), -1.0, 0.5),),
+    "aten.rsub.Scalar": _SCALAR,
     "aten._unsafe_view.default": (_call(_floats(3, 4), [2, 6]),),
+    "aten.any.dim": (_call(_floats(3, 4) > 1, 1, True),),
     "aten.bitwise_and.Scalar": (_call(_floats(3, 4) > 0, True),),
     "aten.bitwise_left_shift.Tensor_Scalar": (_call(_integers(3, 4), 3),),
     "aten.bitwise_or.Scalar": (_call(_floats(3, 4) > 0, False),),
@@ -50,6 +54,7 @@ EXTRA: dict[str, tuple[Arguments, ...]] = {
     "aten.le.Scalar": _SCALAR,
     "aten.lt.Scalar": _SCALAR,
     "aten.matmul.default": (_call(_floats(2, 3, 4), _floats(4, 5)),),
+    "aten.mul.Scalar": _SCALAR,
     "aten.ne.Scalar": _SCALAR,
     "aten.pow.Scalar": (_call(2.5, _floats(3, 4)),),
     "aten.remainder.Scalar": _SCALAR,
@@ -101,6 +106,9 @@ EXTRA: dict[str, tuple[Arguments, ...]] = {
     "aten.scatter.value_reduce": (
         _call(_floats(3, 4), 1, torch.tensor([[0, 2], [1, 3]]), 9.0, reduce="add"),
     ),
+    "aten.scatter.reduce": (
+        _call(_floats(3, 4), 1, torch.tensor([[0, 2], [1, 3]]), _floats(2, 2), reduce="add"),
+    ),
     "aten.searchsorted.Scalar": (_call(_floats(5), 0.3),),
     "aten.select_copy.int": (_call(_floats(3, 4), 0, 1),),
     "aten.slice_scatter.default": (_call(_floats(6, 4), _floats(3, 4), 0, 0, 6, 2),),
@@ -124,6 +132,7 @@ EXTRA: dict[str, tuple[Arguments, ...]] = {
     "aten.upsample_trilinear3d.default": (_call(_VOLUME, [3, 4, 5], True),),
     "aten.upsample_trilinear3d.vec": (_call(_VOLUME, [3, 4, 5], False, None),),
     "prims.convert_element_type.default": (_call(_floats(3, 4), torch.float16),),
+    "singlecard.rms_norm.default": (_call(_floats(3, 4), _floats(4), 1e-5),),
     "singlecard.grouped_mm.default": (
         _call(_floats(5, 3), _floats(2, 3, 4), torch.tensor([2, 5], dtype=torch.int32)),
     ),

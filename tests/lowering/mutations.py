@@ -23,17 +23,18 @@ def _symbolic(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return mode.from_tensor(torch.empty([size + 2 for size in shape], dtype=dtype))
 
 
+def _odd_shapes(rank: int) -> Iterator[tuple[int, ...]]:
+    """Yield shapes of few, of many and of very large dimensions."""
+    yield from ((), (1,), (6000, 2)[: max(rank, 1)], (5000,) * min(rank, 2))
+    yield from ((2,) * max(rank - 1, 0), (2,) * (rank + 1), (1, 5000) + (2,) * max(rank - 2, 0))
+
+
 def _changed(value: Any) -> Iterator[Any]:
     if isinstance(value, torch.Tensor):
         yield from (value.to(dtype) for dtype in TYPES)
         yield value.reshape((1,) * 9 + tuple(value.shape))
-        yield torch.zeros((), dtype=value.dtype)
-        yield torch.zeros(1, dtype=value.dtype)
-        yield torch.zeros((6000, 2)[: max(value.ndim, 1)], dtype=value.dtype)
-        yield torch.zeros((2,) * max(value.ndim - 1, 0), dtype=value.dtype)
-        yield torch.zeros((2,) * (value.ndim + 1), dtype=value.dtype)
-        yield torch.zeros((1, 5000) + (2,) * max(value.ndim - 2, 0), dtype=value.dtype)
-        yield torch.zeros((5000,) * min(value.ndim, 2), dtype=value.dtype)
+        for shape in _odd_shapes(value.ndim):
+            yield torch.zeros((), dtype=value.dtype).expand(shape)
         yield _symbolic(tuple(value.shape), value.dtype)
     else:
         yield from ODD_VALUES

@@ -44,14 +44,14 @@ def function_of(op: Any) -> Callable[..., Any]:
     """Return what an op calls; attention without the wrapper that hides its name."""
     if op.name == "nn.functional.scaled_dot_product_attention":
         return torch.nn.functional.scaled_dot_product_attention
-    return _picked(op.op) if op.name in FREE_INDICES else op.op
+    return picked(op.op) if op.name in FREE_INDICES else op.op
 
 
 #: Of equal elements PyTorch promises none in particular: what stands at an index must be right.
 FREE_INDICES = ("topk", "kthvalue")
 
 
-def _picked(function: Callable[..., Any]) -> Callable[..., Any]:
+def picked(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that gives, in place of indices, the elements they point to."""
 
     def values_at_indices(x: torch.Tensor, k: int, dim: int = -1, *rest: Any, **named: Any) -> Any:

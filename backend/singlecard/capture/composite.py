@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch._C import DispatchKey
+from torch._decomp.decompositions import upsample_compute_output_size
 
-#: What PyTorch registers these under. The kernels in C++ behind them leave one op for each call.
+#: What PyTorch registers these under.
 _KEYS = (DispatchKey.CompositeImplicitAutograd, DispatchKey.Autograd)
 
-#: The registrations belong to the process: one capture at a time may hide them.
-_hidden = threading.RLock()
+#: The registrations belong to the process: one capture at a time may change them.
+_changed = threading.RLock()
 
 
 @contextmanager
 def kept_whole(targets: Iterable[torch._ops.OpOverload]) -> Iterator[None]:
-    """Hide the decompositions in Python of some ops, such as interpolation, while tracing."""
-    with _hidden:
+    """Keep some ops, such as interpolation, whole while tracing.
+
+    Their decompositions in Python are hidden, so that the kernels in C++ leave one op for each
+    call. An overload that takes scale factors, `.vec`, becomes the one that takes sizes: in C++
+    that works for known sizes only.
+    """
+    with _changed:
         saved = {
             target: {key: target.py_kernels[key] for key in _KEYS if key in target.py_kernels}
             for target in targets
@@ -28,9 +36,22 @@ def kept_whole(targets: Iterable[torch._ops.OpOverload]) -> Iterator[None]:
             for target, kernels in saved.items():
                 for key in kernels:
                     del target.py_kernels[key]
+                    if target._overloadname == "vec":
+                        target.py_kernels[key] = _sized(target)
                 target._dispatch_cache.clear()
             yield
         finally:
             for target, kernels in saved.items():
                 target.py_kernels.update(kernels)
                 target._dispatch_cache.clear()
+
+
+@functools.cache
+def _sized(target: torch._ops.OpOverload) -> Callable[..., Any]:
+    def resize(input: torch.Tensor, output_size: Any, *rest: Any) -> torch.Tensor:
+        *flags, scale_factors = rest
+        size = upsample_compute_output_size(input.size(), output_size, scale_factors)
+        scales: Sequence[float | None] = scale_factors or [None] * len(size)
+        return target.overloadpacket.default(input, size, *flags, *scales)  # type: ignore[no-any-return]
+
+    return resize

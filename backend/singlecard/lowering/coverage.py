@@ -31,8 +31,8 @@ def _lines(declared: Iterable[Declaration]) -> Iterator[str]:
     yield ""
     yield (
         "Written by `python -m singlecard.lowering.coverage docs/coverage.md` from the "
-        "declarations beside the converters: the partition decides by them, and `explain` words its reasons "
-        "with them. What no line here takes stays in eager PyTorch."
+        "declarations beside the converters: the partition decides by them, and `explain` words "
+        "its reasons with them. What no line here takes stays in eager PyTorch."
     )
     yield ""
     types = ", ".join(type_name(dtype) for dtype in CARRIED)

@@ -8,7 +8,7 @@ from typing import Any
 
 import sympy
 import torch
-from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
+from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod, ToFloat, TruncToInt
 
 from singlecard.errors import LoweringError
 from singlecard.network.net import Net
@@ -16,6 +16,9 @@ from singlecard.network.tensor import Size, Tensor
 
 #: Largest extent of a dynamic dimension whose range PyTorch does not bound.
 UNBOUNDED = 4096
+
+#: Largest denominator of a factor: such factors and their products with sizes are exact.
+_FINEST = 1 << 10
 
 _OPERATIONS: dict[Any, str] = {
     sympy.Add: "SUM",
@@ -80,10 +83,21 @@ class Sizes:
             a, b = (self.lower(arg) for arg in expr.args)
             whole = self._combine("FLOOR_DIV", [a, b])
             return self._combine("SUB", [a, self._combine("PROD", [whole, b])])
+        if isinstance(expr, TruncToInt):
+            return self._scaled(expr)
         operation = _OPERATIONS.get(type(expr))
         if operation is None:
             raise LoweringError(f"the size {expr} has no TensorRT lowering")
         return self._combine(operation, [self.lower(arg) for arg in expr.args])
+
+    def _scaled(self, expr: sympy.Expr) -> Size:
+        """Lower a size times a factor, rounded down: what resizing by 0.5 or 1.5 asks for."""
+        factor, size = expr.args[0].as_coeff_Mul()
+        share = sympy.Rational(factor)
+        if not isinstance(size, ToFloat) or not 0 < share.q <= _FINEST or share.p < 0:
+            raise LoweringError(f"the size {expr} has no TensorRT lowering")
+        whole = self._combine("PROD", [self.lower(size.args[0]), int(share.p)])
+        return self._combine("FLOOR_DIV", [whole, int(share.q)])
 
     def _combine(self, operation: str, sizes: Sequence[Size]) -> Size:
         return functools.reduce(lambda a, b: self.net.size_math(operation, a, b), sizes)

@@ -12,7 +12,7 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed
 from torch.utils import _pytree as pytree
 
-from singlecard.backend import compile_in
+from singlecard.backend import collection_paused, compile_in
 from singlecard.errors import OptionError, SinglecardError
 from singlecard.session import Session
 
@@ -123,8 +123,9 @@ def run_compiled(
         return run
 
     limits = {"recompile_limit": 64, "accumulated_recompile_limit": 4096}
+    patched = torch._dynamo.config.patch(limits)
     try:
-        with torch.no_grad(), torch._dynamo.config.patch(limits), _cpu_convolutions(choose=False):
+        with torch.no_grad(), patched, collection_paused(), _cpu_convolutions(choose=False):
             return torch.compile(fresh_call(module), backend=backend)(*args, **kwargs)
     except BackendCompilerFailed as error:  # Dynamo's envelope around an error of ours
         if isinstance(error.inner_exception, SinglecardError):

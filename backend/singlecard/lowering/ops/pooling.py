@@ -24,7 +24,7 @@ from singlecard.network.tensor import Tensor
 aten = torch.ops.aten
 
 
-def _spatial(call: Call) -> list[int | torch.SymInt]:
+def spatial(call: Call) -> list[int | torch.SymInt]:
     return list(call.values["self"].shape[-_axes(call) :])
 
 
@@ -33,11 +33,11 @@ def _axes(call: Call) -> int:
 
 
 def _known_or_floor(call: Call) -> bool:
-    known = all(isinstance(size, int) for size in _spatial(call))
+    known = all(isinstance(size, int) for size in spatial(call))
     return known or not call.values["ceil_mode"]
 
 
-_ROUNDING = when("spatial extents are known where ceil_mode is set", _known_or_floor, _spatial)
+_ROUNDING = when("spatial extents are known where ceil_mode is set", _known_or_floor, spatial)
 
 
 def repeated(values: Sequence[int] | int, count: int) -> list[int]:
@@ -46,7 +46,7 @@ def repeated(values: Sequence[int] | int, count: int) -> list[int]:
     return given * (count if len(given) == 1 else 1)
 
 
-def _batched(net: Net, x: Tensor, count: int) -> Tensor:
+def batched(net: Net, x: Tensor, count: int) -> Tensor:
     return net.unsqueeze(x, 0) if x.ndim == count + 1 else x
 
 
@@ -76,30 +76,30 @@ def _has_indices(call: Call) -> bool:
 def _window_of(call: Call) -> list[int]:
     if "kernel_size" in call.values:
         return list(call.values["kernel_size"])
-    pairs = zip(_spatial(call), call.values["output_size"], strict=True)
+    pairs = zip(spatial(call), call.values["output_size"], strict=True)
     return [-(-int(size) // out) + 1 for size, out in pairs]
 
 
-_INDICES = when(
+INDICES = when(
     f"extents are known and a window has <= {LARGEST_WINDOW} elements, where indices are used",
     lambda call: not _has_indices(call)
     or (
-        all(isinstance(size, int) for size in _spatial(call))
+        all(isinstance(size, int) for size in spatial(call))
         and math.prod(_window_of(call)) <= LARGEST_WINDOW
     ),
-    lambda call: f"{_spatial(call)} and {_window_of(call)}",
+    lambda call: f"{spatial(call)} and {_window_of(call)}",
 )
 
 
 @lowers(aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default)
 @accepts(
     _ROUNDING,
-    _INDICES,
+    INDICES,
     when(
         "spatial extents are known where windows are dilated",
         lambda call: set(repeated(call.values["dilation"], 1)) == {1}
-        or all(isinstance(size, int) for size in _spatial(call)),
-        _spatial,
+        or all(isinstance(size, int) for size in spatial(call)),
+        spatial,
     ),
 )
 def max_pool(
@@ -115,7 +115,7 @@ def max_pool(
     count = len(kernel_size)
     window, steps = list(kernel_size), list(stride or kernel_size)
     before, apart = repeated(padding, count), repeated(dilation, count)
-    x = _batched(net, self, count)
+    x = batched(net, self, count)
     after, out = before, net.result[0].shape[-count:]
     if 1 in net.used:
         axes = zip(x.shape[-count:], out, window, steps, before, apart, strict=True)
@@ -176,7 +176,7 @@ def avg_pool(
     window = repeated(kernel_size, count)
     steps = repeated(stride, count) if stride else window
     before = repeated(padding, count)
-    x = _batched(net, self, count)
+    x = batched(net, self, count)
     out, sizes = net.result.shape[-count:], x.shape[-count:]
     after = _overhang(sizes, out, window, steps, before) if ceil_mode else before
     if all(more <= side for more, side in zip(after, before, strict=True)):
@@ -215,72 +215,3 @@ def _shares(
             start, end = start.clamp(min=0), end.clamp(max=size)
         shares = shares.unsqueeze(-1) * (reach / (end - start))
     return shares
-
-
-_STATIC = when(
-    "spatial extents are known",
-    lambda call: all(isinstance(size, int) for size in _spatial(call)),
-    _spatial,
-)
-
-
-@lowers(aten._adaptive_avg_pool2d.default, aten._adaptive_avg_pool3d.default)
-@accepts(dtype("self").floating, _STATIC)
-def adaptive_avg_pool(net: Net, self: Tensor, output_size: Sequence[int]) -> Tensor:
-    """Mean over windows that divide each axis as evenly as it goes."""
-    count = len(output_size)
-    x = _batched(net, self, count)
-    sizes = x.shape[-count:]
-    if all(size % out == 0 for size, out in zip(sizes, output_size, strict=True)):
-        window = [size // out for size, out in zip(sizes, output_size, strict=True)]
-        x = net.pool("AVERAGE", x, window, stride=window, padding=[0] * count)
-    else:  # a matrix for each axis: its rows hold the weights of the windows
-        for place, out in enumerate(output_size):
-            axis = x.ndim - count + place
-            matrix = net.constant(_mean_matrix(sizes[place], out).to(x.dtype))
-            product = net.matmul(net.transpose(x, axis, -1), matrix, transpose_b=True)
-            x = net.transpose(product, axis, -1)
-    return net.squeeze(x, [0]) if self.ndim == count + 1 else x
-
-
-def _windows(size: int, out: int) -> list[range]:
-    return [range(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
-
-
-def _mean_matrix(size: int, out: int) -> torch.Tensor:
-    matrix = torch.zeros(out, size)
-    for row, window in zip(matrix, _windows(size, out), strict=True):
-        row[window.start : window.stop] = 1 / len(window)
-    return matrix
-
-
-@lowers(aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default)
-@accepts(dtype("self").floating, _INDICES, _STATIC)
-def adaptive_max_pool(
-    net: Net, self: Tensor, output_size: Sequence[int]
-) -> list[Tensor | None]:
-    """Maximum over windows that divide each axis as evenly as it goes, and where it stands."""
-    count = len(output_size)
-    x = _batched(net, self, count)
-    sizes = x.shape[-count:]
-    rows = [_rows(size, out) for size, out in zip(sizes, output_size, strict=True)]
-    if 1 in net.used:
-        return [
-            net.squeeze(item, [0]) if self.ndim == count + 1 else item
-            for item in maximum_with_indices(net, x, rows)
-        ]
-    if all(size % out == 0 for size, out in zip(sizes, output_size, strict=True)):
-        window = [size // out for size, out in zip(sizes, output_size, strict=True)]
-        x = net.pool("MAX", x, window, stride=window, padding=[0] * count)
-    else:
-        for place, places in enumerate(rows):
-            axis = x.ndim - count + place
-            x = net.reduce("MAX", net.gather(x, net.constant(places), axis), [axis + 1], False)
-    return [net.squeeze(x, [0]) if self.ndim == count + 1 else x, None]
-
-
-def _rows(size: int, out: int) -> torch.Tensor:
-    """Return windows as rows of equal length: a repeated element does not change a maximum."""
-    windows = _windows(size, out)
-    length = max(map(len, windows))
-    return torch.tensor([[min(w.start + i, w.stop - 1) for i in range(length)] for w in windows])

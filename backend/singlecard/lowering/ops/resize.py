@@ -29,14 +29,14 @@ def _smooth(mode: str, align_corners: bool) -> Resampling:
 
 def _resized(net: Net, x: Tensor, scales: Scales, how: Resampling) -> Tensor:
     """Resize the axes behind the channels to what PyTorch says of the result."""
-    extents = x.shape[2:]
-    out = [net.size_of(size) for size in net.result.shape[2:]]
+    extents, out = x.shape[2:], net.result.shape[2:]
     given = [scale for scale in scales or () if scale is not None]
     # A factor that was given also places the elements, where it is not the ratio of the extents.
     if len(given) == len(out) and how.placing != "ALIGN_CORNERS":
-        if any(extent * by != new for extent, by, new in zip(extents, given, out, strict=True)):
+        sides = zip(extents, given, out, strict=True)
+        if any(extent < 0 or extent * factor != new for extent, factor, new in sides):
             return net.resize(x, how, scales=[1.0, 1.0, *given])
-    return net.resize(x, how, sizes=[*net.sizes(x)[:2], *out])
+    return net.resize(x, how, sizes=[*net.sizes(x)[:2], *map(net.size_of, out)])
 
 
 def _nearest(

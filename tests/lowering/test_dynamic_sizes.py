@@ -1,0 +1,76 @@
+"""Ops on tensors whose extents change from call to call: one network, right for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.lowering.check import check_sizes
+
+Shapes = Sequence[Sequence[int]]
+
+_SEQUENCES: tuple[Shapes, ...] = (((3, 6, 4),), ((5, 9, 4),), ((8, 16, 4),), ((4, 5, 4),))
+_IMAGES: tuple[Shapes, ...] = (((3, 2, 8, 8),), ((2, 2, 12, 9),), ((4, 2, 7, 16),))
+
+
+def _parts(x: torch.Tensor) -> Any:
+    return x[:, 1:] * 2, x[:, :-1] * 2, x[:, -3:] * 2, x[:, -1] * 2, x[:, 1:-2] * 2
+
+
+def _written(x: torch.Tensor) -> Any:
+    y = x * 2
+    y[:, 1:3] = 7
+    y[:, -1] = x[:, 0]
+    return y
+
+
+_ON_SEQUENCES: dict[str, Callable[..., Any]] = {
+    "parts": _parts,
+    "pieces": lambda x: [piece * 2 for piece in (x * 2).split([2, x.shape[1] - 2], 1)],
+    "views": lambda x: (x * 2).view(x.shape[0] * x.shape[1], 4).view(x.shape[0], -1, 2, 2) + 1,
+    "heads": lambda x: (x * 2).unflatten(-1, (2, 2)).transpose(1, 2).flatten(0, 1) + 1,
+    "moved": lambda x: (x.flip(1), x.roll(2, 1), x.roll((1, -3), (0, 1))),
+    "repeated": lambda x: (x.repeat(1, 2, 1), x.repeat_interleave(2, 1)),
+    "joined": lambda x: (torch.cat([x, x[:, 1:]], 1), torch.stack([x, x], 1)),
+    "padded": lambda x: (F.pad(x, (0, 0, 1, 2)), F.pad(x, (1, 2), "reflect"), F.pad(x, (0, -1))),
+    "triangle": lambda x: ((x @ x.mT).tril(1), (x @ x.mT).triu()),
+    "windows": lambda x: x.unfold(2, 3, 1) * 2,
+    "indices": lambda x: x[:, torch.tensor([0, -1])] + x[torch.arange(x.shape[0])[:, None], -1:],
+    "written": _written,
+    "normalized": lambda x: (F.layer_norm(x, (4,)), F.group_norm(x.mT.contiguous(), 2)),
+    "causal": lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
+    "picked": lambda x: x.topk(2, 1)[0],
+}
+
+_ON_IMAGES: dict[str, Callable[..., Any]] = {
+    "pooled": lambda x: (F.max_pool2d(x, 2), F.avg_pool2d(x, 3, 2, 1), F.adaptive_avg_pool2d(x, 1)),
+    "doubled": lambda x: (
+        F.interpolate(x, scale_factor=2),
+        F.interpolate(x, scale_factor=2.0, mode="bilinear"),
+        F.interpolate(x, scale_factor=1.5, mode="bicubic"),
+    ),
+    "to one size": lambda x: F.interpolate(x, size=(9, 9), mode="bilinear", align_corners=True),
+    "to the size of another": lambda x: F.interpolate(
+        F.avg_pool2d(x, 2), size=x.shape[-2:], mode="bilinear"
+    ),
+    "convolved": lambda x: (
+        F.conv2d(x, torch.ones(3, 2, 3, 3), padding=1),
+        F.conv_transpose2d(x, torch.ones(2, 3, 2, 2), stride=2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _ON_SEQUENCES)
+def test_sequences(name: str) -> None:
+    """A size that is baked in answers the first batch right and every other one wrong."""
+    check_sizes(_ON_SEQUENCES[name], _SEQUENCES, build=name in ("parts", "causal"))
+
+
+@pytest.mark.parametrize("name", _ON_IMAGES)
+def test_images(name: str) -> None:
+    """One engine for all image sizes of a range."""
+    check_sizes(_ON_IMAGES[name], _IMAGES, build=name == "to the size of another")
