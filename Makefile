@@ -8,9 +8,10 @@ BIN := .venv/bin
 demo: .venv/installed-examples
 	$(BIN)/python examples/sentence_embeddings.py
 
-# One torch thread for each of the two workers: more only wait for each other.
+# One torch thread for each of the two workers: more only wait for each other. Files stay whole: what
+# the tests of a file share is made once.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
