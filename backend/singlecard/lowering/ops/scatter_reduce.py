@@ -32,12 +32,15 @@ def _pairs(call: Call) -> Any:
     x, index = call.values["self"], call.values["index"]
     if not x.ndim:
         return 1
-    places = x.shape if "dim" not in call.values else [x.shape[call.values["dim"]]]
-    return pairs_of(places, index.shape) if _is_known(call) else 0
+    if not _is_known(call):
+        return 0  # another condition says so
+    places = [x.shape[call.values["dim"]]] if "dim" in call.values else x.shape
+    return pairs_of(places, call.values.get("source", index).shape)
 
 
 def _is_known(call: Call) -> bool:
-    shapes = [*call.values["self"].shape, *call.values["index"].shape]
+    names = [name for name in ("self", "index", "source") if name in call.values]
+    shapes = [size for name in names for size in call.values[name].shape]
     return all(isinstance(size, int) for size in shapes)
 
 
