@@ -124,3 +124,13 @@ def test_axis_order_round_trip() -> None:
         assert got.stride() == want.stride()
     assert axis_order(torch.empty(3, 1, 1)) is None
     assert axis_order(torch.empty(1, 3).expand(2, 3)) is None
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_views_of_an_input_are_its_views(dynamic: bool) -> None:
+    """With dynamic sizes PyTorch makes a view again from our strides: wrong ones, wrong values."""
+
+    def views(x: torch.Tensor) -> Any:
+        return x.view(x.shape[0], 2, 4).transpose(1, 2), x.split(4, 1)[1], x.t()[2:]
+
+    check(views, torch.randn(6, 8), dynamic=dynamic)

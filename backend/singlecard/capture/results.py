@@ -40,11 +40,14 @@ class Result:
         order: the owner's axes from the largest stride to the smallest; None where it is contiguous
             or the order is not known.
         views: what makes the result from its owner, done again on every call.
+        source: of a view of an input, that input's place among the graph's placeholders: PyTorch
+            goes by the strides and the offset of what it gets, so it must get the view itself.
     """
 
     owner: int | None = None
     order: tuple[int, ...] | None = None
     views: tuple[View, ...] = ()
+    source: int | None = None
 
 
 def describe_results(
@@ -61,7 +64,8 @@ def describe_results(
     for item, (owner, views) in zip(results, chains, strict=True):
         if not _is_tensor(item) or owner.op == "placeholder":
             computed.append(item)
-            described.append(Result())
+            made = tuple(View(view.target, _rest(view, sizes)) for view in views)
+            described.append(Result(views=made, source=_place_of(owner) if made else None))
             continue
         if len(sharing[owner]) == 1:  # alone in its memory: its views may be part of an engine
             owner, views = item, []
@@ -70,6 +74,10 @@ def describe_results(
         made = tuple(View(view.target, _rest(view, sizes)) for view in views)
         described.append(Result(place, axis_order(owner.meta["val"]), made))
     return computed, list(sizes), tuple(described)
+
+
+def _place_of(placeholder: fx.Node) -> int:
+    return list(placeholder.graph.find_nodes(op="placeholder")).index(placeholder)
 
 
 def laid_out(value: torch.Tensor, order: tuple[int, ...] | None) -> torch.Tensor:

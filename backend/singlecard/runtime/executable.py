@@ -73,6 +73,9 @@ class Executable:
         owners: dict[int, torch.Tensor] = {}
         results = []
         for value, result in zip(computed, self._results, strict=False):
+            if result.source is not None:
+                results.append(view_again(given[result.source], result.views, sizes))
+                continue
             if result.owner is None:
                 results.append(value)
                 continue
