@@ -31,11 +31,15 @@ def programs_of(
     """Capture a model by the way of ``torch.compile``; return its Programs, not simplified."""
     found: list[Program] = []
 
-    def keep(program: Program) -> _Unused:
-        found.append(program)
-        return _Unused()
-
     def backend(graph: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+        def keep(program: Program) -> _Unused:
+            given = [examples[place] for place in program.positions if place < len(examples)]
+            program.module.meta["order"] = [
+                next((at for at, arg in enumerate(args) if arg is value), None) for value in given
+            ]
+            found.append(program)
+            return _Unused()
+
         capture(graph, examples, keep)
         return graph.forward
 
@@ -69,8 +73,11 @@ def _double(value: Any) -> Any:
 def answers(program: Program, *inputs: Any, double: bool = True) -> list[Any]:
     """Run a Program's graph op by op, in float64 unless it shall keep its types.
 
-    Dynamo puts inputs in the order of their first use: write models that use them in order.
+    ``inputs`` are in the model's own order. Dynamo's is that of their first use.
     """
+    order = program.module.meta.get("order", [])
+    if len(order) == len(inputs) and None not in order:
+        inputs = tuple(inputs[at] for at in order)
     change = _double if double else lambda value: value
     constants = {name: change(value) for name, value in program.module.named_buffers()}
     graph = copy_graph(program.graph)

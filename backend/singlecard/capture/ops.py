@@ -1,4 +1,4 @@
-"""Ops of our own that keep attention, linear layers and RMSNorm whole through AOTAutograd.
+"""Ops of our own: what AOTAutograd must not take apart, and what passes recognize.
 
 PyTorch's `scaled_dot_product_attention` becomes a different op on every device once AOTAutograd
 has seen it. These stand-ins do not, so that a capture on a CPU and one on a GPU are the same
@@ -13,11 +13,13 @@ import torch.nn.functional as F
 _library = torch.library.Library("singlecard", "DEF")
 _library.define(
     "attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool is_causal,"
-    " float? scale, bool enable_gqa) -> Tensor"
+    " float? scale, bool enable_gqa, bool rows_see=False) -> Tensor"
 )
 _library.define("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
 _library.define("grouped_mm(Tensor input, Tensor weight, Tensor offsets) -> Tensor")
 _library.define("rms_norm(Tensor input, Tensor? weight, float eps) -> Tensor")
+_library.define("rotary(Tensor input, Tensor cos, Tensor sin, bool interleaved) -> Tensor")
+_library.define("update_cache(Tensor cache, Tensor update, Tensor position) -> Tensor")
 
 
 def _attention(
@@ -28,7 +30,9 @@ def _attention(
     is_causal: bool,
     scale: float | None,
     enable_gqa: bool,
+    rows_see: bool = False,
 ) -> torch.Tensor:
+    """Attention; ``rows_see`` says that the mask is known to leave each query some key."""
     result = F.scaled_dot_product_attention(
         query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
     )
@@ -43,6 +47,7 @@ def _attention_fake(
     is_causal: bool,
     scale: float | None,
     enable_gqa: bool,
+    rows_see: bool = False,
 ) -> torch.Tensor:
     batch = query.shape[:-2]
     if not enable_gqa:
@@ -88,16 +93,54 @@ def _grouped_mm_fake(
     return input.new_empty((input.shape[0], weight.shape[2]))
 
 
+def _rotary(
+    input: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
+) -> torch.Tensor:
+    """Pairs of elements of the last axis, neighbours or from the two halves, turned by angles."""
+    if interleaved:
+        turned = torch.stack((-input[..., 1::2], input[..., ::2]), -1).flatten(-2)
+    else:
+        first, second = input.chunk(2, -1)
+        turned = torch.cat((-second, first), -1)
+    return (input * cos + turned * sin).contiguous()
+
+
+def _rotary_fake(
+    input: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
+) -> torch.Tensor:
+    return input.new_empty(torch.broadcast_shapes(input.shape, cos.shape, sin.shape))
+
+
+def _update_cache(
+    cache: torch.Tensor, update: torch.Tensor, position: torch.Tensor
+) -> torch.Tensor:
+    """A cache [B, N, T, H] with ``update`` [B, N, S, H] written from ``position`` (one int) on."""
+    places = torch.arange(update.shape[2], device=cache.device) + position.reshape(1)
+    return cache.index_copy(2, places, update)
+
+
+def _update_cache_fake(
+    cache: torch.Tensor, update: torch.Tensor, position: torch.Tensor
+) -> torch.Tensor:
+    return torch.empty_like(cache)
+
+
 _library.impl("attention", _attention, "CompositeExplicitAutograd")
 _library.impl("linear", _linear, "CompositeExplicitAutograd")
 _library.impl("rms_norm", _rms_norm, "CompositeExplicitAutograd")
 _library.impl("grouped_mm", _grouped_mm, "CompositeExplicitAutograd")
+_library.impl("rotary", _rotary, "CompositeExplicitAutograd")
+_library.impl("update_cache", _update_cache, "CompositeExplicitAutograd")
 torch.library.register_fake("singlecard::grouped_mm", _grouped_mm_fake, lib=_library)
 torch.library.register_fake("singlecard::attention", _attention_fake, lib=_library)
 torch.library.register_fake("singlecard::linear", _linear_fake, lib=_library)
 torch.library.register_fake("singlecard::rms_norm", _rms_norm_fake, lib=_library)
+torch.library.register_fake("singlecard::rotary", _rotary_fake, lib=_library)
+torch.library.register_fake("singlecard::update_cache", _update_cache_fake, lib=_library)
 
 grouped_mm = torch.ops.singlecard.grouped_mm.default
 attention = torch.ops.singlecard.attention.default
 linear = torch.ops.singlecard.linear.default
 rms_norm = torch.ops.singlecard.rms_norm.default
+update_cache = torch.ops.singlecard.update_cache.default
+rotary = torch.ops.singlecard.rotary.default

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from singlecard.capture.program import with_effects
+
 
 @functools.cache
 def _schema(target: torch._ops.OpOverload) -> tuple[tuple[str, Any, bool], ...]:
@@ -17,6 +19,14 @@ def _schema(target: torch._ops.OpOverload) -> tuple[tuple[str, Any, bool], ...]:
         (arg.name, arg.default_value if arg.has_default_value() else None, arg.kwarg_only)
         for arg in target._schema.arguments
     )
+
+
+@functools.cache
+def _numbers(target: torch._ops.OpOverload) -> tuple[str, ...]:
+    if torch.Tag.pointwise not in target.tags:
+        return ()
+    kinds = ("NumberType", "TensorType")
+    return tuple(arg.name for arg in target._schema.arguments if arg.type.kind() in kinds)
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -65,13 +75,19 @@ class Call:
         return cls(node, arguments, values, node.meta.get("val"))
 
     @property
+    def numbers(self) -> tuple[str, ...]:
+        """The names of a pointwise op's operands: a symbolic number among them is no size."""
+        target = self.node.target
+        return _numbers(target) if isinstance(target, torch._ops.OpOverload) else ()
+
+    @property
     def op(self) -> str:
         return op_name(self.node)
 
 
 def op_name(node: fx.Node) -> str:
     """Return an op's name as a person writes it, such as ``aten.topk``."""
-    target = node.target
+    target: Any = node.args[1] if node.target is with_effects else node.target
     if isinstance(target, torch._ops.OpOverload):
         return f"{target.namespace}.{target._schema.name.split('::')[-1]}"
     return getattr(target, "__name__", str(target))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from singlecard.capture import ops
 from singlecard.capture.program import Program, module_path
 from singlecard.errors import LoweringError
 from singlecard.lowering.call import Call, op_name
@@ -47,12 +48,14 @@ class Lowered:
         inputs: for each network input, its node in the Program.
         outputs: for each network output, its node.
         profiles: the range of each dynamic input, by input name.
+        in_place: for each output that lies in an input's memory, its place and the input's.
     """
 
     net: Net
     inputs: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
     profiles: dict[str, Profile]
+    in_place: dict[int, int]
 
 
 def input_name(index: int) -> str:
@@ -91,7 +94,12 @@ def lower(program: Program, segment: Segment) -> Lowered:
     for index, node in enumerate(outputs):
         with net.scope(f"{module_path(node)}/output"):
             net.mark_output(values[node], output_name(index))
-    return Lowered(net, tuple(tensors), outputs, profiles)
+    in_place = {
+        index: tensors.index(node.args[0])  # type: ignore[arg-type]
+        for index, node in enumerate(outputs)
+        if node.target == ops.update_cache
+    }
+    return Lowered(net, tuple(tensors), outputs, profiles, in_place)
 
 
 def _lower_node(
@@ -116,6 +124,9 @@ def _lower_node(
     path = module_path(node)
     with net.scope(f"{path}/{op_name(node)}"):
         arguments = {name: _map(arg, value_of) for name, arg in call.arguments.items()}
+        for name in call.numbers:
+            if isinstance(arguments[name], Tensor) and isinstance(call.values[name], torch.SymInt):
+                arguments[name] = net.reshape(arguments[name], [])  # a number has no dimensions
         net.given, net.result, net.used = call.values, call.result, frozenset(used_entries(call))
         result = table()[node.target].lower(net, *arguments.values())
     _check(node, result)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,12 @@ class LoadedEngine:
     """One plan on one device, with one execution context for each stream it was called on."""
 
     def __init__(
-        self, plan: Path, device: torch.device, inputs: Sequence[str], outputs: Sequence[str]
+        self,
+        plan: Path,
+        device: torch.device,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        in_place: Mapping[str, str],
     ) -> None:
         """Deserialize a plan.
 
@@ -28,6 +33,7 @@ class LoadedEngine:
             plan: the file.
             device: the CUDA device to run on.
             inputs, outputs: names of the network's inputs and outputs, in the order of calls.
+            in_place: for each output that lies in an input's memory, that input.
 
         Raises:
             RuntimeFailure: TensorRT refused the plan; the message has its own words.
@@ -35,6 +41,7 @@ class LoadedEngine:
         self.messages = Messages()
         self.logger = new_logger(self.messages)
         self.device, self.inputs, self.outputs = device, tuple(inputs), tuple(outputs)
+        self.in_place = dict(in_place)
         self._contexts: dict[int, Any] = {}
         self._lock = threading.Lock()
         with torch.cuda.device(device), plan.open("rb") as file:
@@ -67,6 +74,9 @@ class LoadedEngine:
     def __call__(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Run on the current stream; the results come from PyTorch's caching allocator.
 
+        A result that lies in an input's memory is that input, or its copy where it was not
+        contiguous.
+
         Raises:
             RuntimeFailure: an input does not fit, or the launch failed.
         """
@@ -77,7 +87,8 @@ class LoadedEngine:
             given = [value.contiguous() for value in values]
             for name, value in zip(self.inputs, given, strict=True):
                 self._bind_input(context, name, value)
-            results = [self._bind_output(context, name) for name in self.outputs]
+            by_name = dict(zip(self.inputs, given, strict=True))
+            results = [self._bind_output(context, name, by_name) for name in self.outputs]
             if not context.execute_async_v3(stream):
                 raise RuntimeFailure(
                     f"TensorRT could not launch the engine: {self.messages.last_problem()}"
@@ -97,7 +108,13 @@ class LoadedEngine:
             )
         context.set_tensor_address(name, value.data_ptr())
 
-    def _bind_output(self, context: Any, name: str) -> torch.Tensor:
+    def _bind_output(
+        self, context: Any, name: str, given: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        if name in self.in_place:
+            written = given[self.in_place[name]]
+            context.set_tensor_address(name, written.data_ptr())
+            return written
         shape = tuple(context.get_tensor_shape(name))
         if -1 in shape:
             raise RuntimeFailure(f"the shape of the engine's {name} is only known after the run")

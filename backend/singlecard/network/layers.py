@@ -163,6 +163,18 @@ class Layers(Shapes):
         layer.decomposable = decomposable
         return self.output_of(layer)
 
+    def update_cache(self, cache: Tensor, update: Tensor, positions: Tensor) -> Tensor:
+        """Write ``update`` [B, N, S, H] into ``cache`` [B, N, T, H], each row from its position on.
+
+        The result shares the memory of ``cache``, which must be an input of the network.
+        ``positions`` is int32 [B].
+        """
+        kind = tensorrt().KVCacheMode.LINEAR
+        layer = self.add(
+            "kv_cache_update", cache.handle, update.handle, positions.handle, kind
+        )
+        return self.output_of(layer)
+
     def gather(self, x: Tensor, indices: Tensor, axis: int) -> Tensor:
         """Take slices of ``x`` along ``axis``; the result has the indices' axes in its place."""
         layer = self.add("gather", x.handle, indices.handle, axis % x.ndim)

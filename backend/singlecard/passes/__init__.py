@@ -11,14 +11,18 @@ from singlecard.passes.attention_bias import (
     push_bias_through_split,
 )
 from singlecard.passes.batch_norm import fold_batch_norm
+from singlecard.passes.cache_update import name_cache_update
 from singlecard.passes.common import merge_common
 from singlecard.passes.constants import fold_constants
 from singlecard.passes.grouped_product import name_grouped_product
+from singlecard.passes.grouped_query import share_key_heads
 from singlecard.passes.linear import unflatten_product
 from singlecard.passes.neutral import drop_neutral, drop_zero_bias
 from singlecard.passes.noop import drop_copy, drop_identity, merge_views
 from singlecard.passes.rms_norm import fuse_rms_norm
+from singlecard.passes.rotary import fuse_rotary, rotate_together
 from singlecard.passes.rule import Rule, apply_rules
+from singlecard.passes.visible_rows import note_visible_rows
 
 __all__ = ["FIRST", "SECOND", "simplify"]
 
@@ -31,6 +35,7 @@ FIRST: tuple[Rule, ...] = (
     drop_identity,
     merge_views,
     fuse_rms_norm,
+    share_key_heads,
 )
 
 #: Rules that ask for constants' values: masks are known once constants are folded.
@@ -42,6 +47,10 @@ SECOND: tuple[Rule, ...] = (
     move_rest_of_value_bias,
     drop_zero_bias,
     drop_neutral,
+    fuse_rotary,
+    rotate_together,
+    name_cache_update,
+    note_visible_rows,
 )
 
 

@@ -74,7 +74,11 @@ def shape_of(node: fx.Node) -> tuple[Any, ...]:
 
 def same_shape(a: fx.Node, b: fx.Node) -> bool:
     """Tell whether two shapes are known to be equal; asking adds no guard on symbolic sizes."""
-    before, after = shape_of(a), shape_of(b)
+    return same_extents(shape_of(a), shape_of(b))
+
+
+def same_extents(before: Sequence[Any], after: Sequence[Any]) -> bool:
+    """Tell whether two shapes, given as sizes, are known to be equal."""
     return len(before) == len(after) and all(
         statically_known_true(x == y) for x, y in zip(before, after, strict=True)
     )

@@ -1,7 +1,8 @@
 """Where a Program computes in FP16 or BF16: casts are placed, every value's type is known after.
 
 Values that follow from integers alone (positions, rotary angles, masks) stay in FP32: FP16 cannot
-tell position 2049 from 2048. Sums over many elements stay in FP32 too, with the squares that go
+tell position 2049 from 2048. A cache that is written in place keeps its type: it is the caller's
+memory. Sums over many elements stay in FP32 too, with the squares that go
 into them and the roots that are drawn from them. What exceeds the low type's range, as masks do
 that are filled with FP32's lowest number, becomes the type's own largest number, not infinity.
 """
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from singlecard.capture.ops import attention
+from singlecard.capture.ops import attention, update_cache
 from singlecard.capture.program import PATH_KEYS, Program
 from singlecard.lowering.call import tensors_in
 from singlecard.precision.bounds import bound_of
@@ -133,7 +134,7 @@ class _Lowering:
             self.statistics.add(node)
             self.recast_inputs(node, torch.float32)
             return
-        if self.stays(node) or _feeds_sums(node):
+        if self.stays(node) or _feeds_sums(node) or node.target is update_cache:
             self.recast_inputs(node, torch.float32)
             return
         self.saturate_numbers(node)

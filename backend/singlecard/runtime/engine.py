@@ -52,6 +52,9 @@ class EngineRunner:
         self.places = tensor_places(segment)
         self.inputs = [input_name(index) for index in range(len(self.places))]
         self.outputs = [output_name(index) for index in range(len(lowered.outputs))]
+        self.in_place = {
+            self.outputs[output]: self.inputs[place] for output, place in lowered.in_place.items()
+        }
         self.device: torch.device = segment.outputs[0].meta["val"].device
         self.instead = instead
         self._loaded: dict[torch.device, LoadedEngine] = {}
@@ -81,6 +84,6 @@ class EngineRunner:
             with self._lock:
                 if device not in self._loaded:
                     self._loaded[device] = LoadedEngine(
-                        self.plan, device, self.inputs, self.outputs
+                        self.plan, device, self.inputs, self.outputs, self.in_place
                     )
         return self._loaded[device]

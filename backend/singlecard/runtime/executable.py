@@ -35,7 +35,7 @@ class Executable:
         self._outputs = program.outputs
         self._results = program.results
         self._mutations = program.mutations
-        self._steps = steps
+        self._steps = [(segment, run, _retyped(segment, steps)) for segment, run in steps]
         self._frozen = [
             (place, tensor, _version(tensor)) for place, tensor in program.frozen.items()
         ]
@@ -55,8 +55,10 @@ class Executable:
             for node, place in zip(self._placeholders, self._positions, strict=True)
         }
         sizes = self._sizes(values)
-        for segment, run in self._steps:
+        for segment, run, retyped in self._steps:
             given = [values[node] if node in values else sizes(node) for node in segment.inputs]
+            for place, dtype in retyped:
+                given[place] = given[place].to(dtype)
             values.update(zip(segment.outputs, run(given), strict=True))
         computed = [self._value(item, values, sizes) for item in self._outputs]
         first, last = len(self._results), len(self._results) + len(self._mutations)
@@ -89,12 +91,23 @@ class Executable:
         return results
 
     def _write_back(self, args: Sequence[Any], values: Sequence[Any]) -> None:
-        """Copy the new values of mutated inputs, none of which may be overwritten before."""
-        written = {_memory(args[place]) for place in self._mutations}
+        """Copy the new values of mutated inputs, none of which may be overwritten before.
+
+        An input that an engine wrote to in place is its own new value already.
+        """
+        changes = [
+            (args[place], value)
+            for place, value in zip(self._mutations, values, strict=True)
+            if value is not args[place]
+        ]
+        written = {_memory(target) for target, _ in changes}
         if len(written) > 1:
-            values = [value.clone() if _memory(value) in written else value for value in values]
-        for place, value in zip(self._mutations, values, strict=True):
-            args[place].copy_(value)
+            changes = [
+                (target, value.clone() if _memory(value) in written else value)
+                for target, value in changes
+            ]
+        for target, value in changes:
+            target.copy_(value)
 
     def _value(self, item: Any, values: dict[fx.Node, Any], sizes: Callable[[fx.Node], Any]) -> Any:
         if not isinstance(item, fx.Node):
@@ -104,6 +117,22 @@ class Executable:
             assert constant is not None
             return constant.to(item.meta["val"].device)
         return values[item] if item in values else sizes(item)
+
+
+def _retyped(
+    segment: Segment, steps: Sequence[tuple[Segment, Runner]]
+) -> list[tuple[int, torch.dtype]]:
+    """Return which inputs of a network PyTorch computes, and the types that the network takes.
+
+    Some kernels give another type than PyTorch says of them while a graph is captured, such as
+    those of batch norm for running statistics in FP16.
+    """
+    eager = {node for other, _ in steps if not other.lowered for node in other.outputs}
+    return [
+        (place, node.meta["val"].dtype)
+        for place, node in enumerate(segment.inputs)
+        if segment.lowered and node in eager and isinstance(node.meta["val"], torch.Tensor)
+    ]
 
 
 def _size_evaluator(program: Program) -> Callable[[dict[fx.Node, Any]], Callable[[fx.Node], Any]]:

@@ -44,16 +44,21 @@ def attention(
     is_causal: bool,
     scale: float | None,
     enable_gqa: bool,
+    rows_see: bool = False,
 ) -> Tensor:
     """softmax(q @ k.T * scale + mask) @ v.
 
     Written out and not as an attention layer: the builder fuses both to the same kernel, but only
     the written-out form also takes masks, causal order and the heads' transposes into it
-    (docs/forms.md has the counts).
+    (docs/forms.md has the counts). For a single query the layer is the better form: it reads shared
+    heads without repeating them.
 
     A query that a boolean mask leaves no key gives zero, as in PyTorch. One whose additive mask is
     minus infinity everywhere gives NaN, where PyTorch gives zero: a guard would cost a kernel.
     """
+    sees = rows_see or attn_mask is None or _every_row_sees_something(net, attn_mask)
+    if not is_causal and _is_decoding(query, key, value):
+        return _decode(net, query, key, value, attn_mask, scale, sees)
     if query.ndim > 2:
         heads = net.size(query, -3)
         key, value = (_repeat_heads(net, x, heads) for x in (key, value))
@@ -69,12 +74,60 @@ def attention(
     lowest = net.scalar(_LOWEST[scores.dtype], scores.dtype, scores.ndim)
     weights = net.softmax(net.where(attn_mask, scores, lowest), -1)
     nothing = net.scalar(0.0, scores.dtype, scores.ndim)
-    if is_causal or _every_row_sees_something(net, attn_mask):
+    if is_causal or sees:
         return net.matmul(weights, value)
     if 0 < key.shape[-2] <= LONGEST_WITH_ZEROS:
         return net.matmul(net.where(attn_mask, weights, nothing), value)
     seen = net.reduce("MAX", net.cast(attn_mask, torch.int32), [attn_mask.ndim - 1], True)
     return net.where(net.cast(seen, torch.bool), net.matmul(weights, value), nothing)
+
+
+#: Widths of a head that the attention layer takes (tensorrt_rtx 1.7.1.116).
+_WIDTHS = range(16, 257, 8)
+
+
+def _is_decoding(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Tell whether the attention layer takes these, and there is one query for each head."""
+    heads, key_heads = query.shape[-3:-2], key.shape[-3:-2]
+    return (
+        query.ndim == key.ndim == value.ndim == 4
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[2] == 1
+        and query.shape[3] in _WIDTHS
+        and query.shape[3] == key.shape[3] == value.shape[3]
+        and key_heads == value.shape[-3:-2]
+        and min(*heads, *key_heads) > 0
+        and heads[0] % key_heads[0] == 0
+        and query.shape[0] == key.shape[0] == value.shape[0]
+    )
+
+
+def _decode(
+    net: Net,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    sees: bool,
+) -> Tensor:
+    """Attention of one query to a cache, by the layer; its mask must be additive."""
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    seen = None
+    if mask is not None:
+        mask = net.pad_rank(mask, 4)
+        if mask.dtype != torch.bool:
+            mask = net.cast(mask, query.dtype)
+        else:
+            if not sees:
+                number = net.reduce("MAX", net.cast(mask, torch.int32), [3], True)
+                seen = net.cast(number, torch.bool)
+            zero = net.scalar(0.0, query.dtype, 4)
+            mask = net.where(mask, zero, net.scalar(_LOWEST[query.dtype], query.dtype, 4))
+    attended = net.attention(net.times(query, factor), key, value, mask, "NONE", False)
+    if seen is None:
+        return attended
+    return net.where(seen, attended, net.scalar(0.0, query.dtype, 4))
 
 
 def _every_row_sees_something(net: Net, mask: Tensor) -> bool:

@@ -130,6 +130,18 @@ def index_put(
     return net.permute(whole, [order.index(axis) for axis in range(self.ndim)])
 
 
+@lowers(aten.index_copy.default)
+@accepts(dtype("index").integral)
+def index_copy(net: Net, self: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    """self, with slices replaced by those of another tensor; no index is negative."""
+    if not self.ndim:
+        return net.reshape(source, [])
+    shape: list[Size] = [1] * self.ndim
+    shape[dim] = net.size(net.pad_rank(index, 1), 0)
+    places = net.expand(net.reshape(index, shape), net.sizes(source))
+    return net.scatter(self, places, source, "ELEMENT", dim)
+
+
 def _fill_mask(
     net: Net, x: Tensor, place: int, mask: Tensor, values: Tensor, accumulate: bool
 ) -> Tensor:
