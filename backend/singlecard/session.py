@@ -177,7 +177,7 @@ class Session:
 
 
 def _stays(node: fx.Node, reason_of: Callable[[fx.Node], str | None]) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and reason_of(node) is not None
+    return isinstance(node.target, torch._ops.OperatorBase) and reason_of(node) is not None
 
 
 def _fault(stage: str, error: Exception) -> str:

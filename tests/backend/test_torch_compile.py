@@ -8,7 +8,7 @@ import importlib.metadata
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
-from torch.utils import _pytree as pytree
 
 import singlecard.backend
 import singlecard.session
@@ -26,56 +25,9 @@ from singlecard.backend import compile_graph
 from singlecard.network.inspect import view_network
 from singlecard.options import Options
 from singlecard.session import Session
-from singlecard.warning import SinglecardWarning, warn_once
+from singlecard.warning import SinglecardWarning
+from tests.backend.harness import REFERENCE, Compiled, check, equal
 from tests.graphs import program_of
-
-REFERENCE = {"execution": "reference"}
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    """Dynamo and the warnings remember; a test must not depend on the one before."""
-    torch._dynamo.reset()
-    warn_once.cache_clear()
-    yield
-    torch._dynamo.reset()
-
-
-class Compiled:
-    """A compiled model, and how often its backend was asked."""
-
-    def __init__(
-        self, model: Callable[..., Any], dynamic: bool | None = None, **options: Any
-    ) -> None:
-        self.graphs = 0
-
-        def backend(graph: Any, examples: Any) -> Any:
-            self.graphs += 1
-            return compile_graph(graph, examples, options={**REFERENCE, **options})
-
-        self.call = torch.compile(model, backend=backend, dynamic=dynamic)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad():
-            return self.call(*args, **kwargs)
-
-
-def equal(got: Any, want: Any, tolerance: float = 1e-5) -> None:
-    """Compare nests: structure, classes, types, shapes, values."""
-    got_leaves, got_spec = pytree.tree_flatten(got)
-    want_leaves, want_spec = pytree.tree_flatten(want)
-    assert got_spec == want_spec
-    for a, b in zip(got_leaves, want_leaves, strict=True):
-        assert type(a) is type(b)
-        if isinstance(b, torch.Tensor):
-            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
-        else:
-            assert a == b
-
-
-@torch.no_grad()
-def check(model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    equal(Compiled(model)(*args, **kwargs), model(*args, **kwargs))
 
 
 @dataclasses.dataclass

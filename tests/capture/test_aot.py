@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from singlecard.backend import compile_in
 from singlecard.engine.build import key_digest, key_parts
 from singlecard.lowering.lower import lower
 from singlecard.options import Options
@@ -194,3 +195,25 @@ def test_every_mutation_is_accounted_for() -> None:
     # ``a`` is overwritten as a whole, so its old value is no input; all are outputs.
     assert len(program.outputs) == len(program.results) + 3
     assert not set(program.mutations) & set(program.frozen)
+
+
+@pytest.mark.parametrize("precision", ("fp32", "fp16"))
+def test_a_singular_matrix_raises_and_the_rest_is_lowered(precision: str) -> None:
+    """A model that inverts one matrix would run in eager PyTorch as a whole, or never raise."""
+    module = Solve()
+    session = Session(Options.parse({"precision": precision}), "reference", build=False)
+    compiled = torch.compile(module, backend=lambda *args: compile_in(session, *args))
+    x = torch.eye(4) * 2 + 1
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), module(x), rtol=1e-2, atol=1e-2)
+        with pytest.raises(torch.linalg.LinAlgError, match="singular"):
+            compiled(torch.ones(4, 4))
+    (graph,) = session.graphs
+    reasons = {item.op: item.reason for item in graph.fallback}
+    assert set(reasons) == {"aten.linalg_inv_ex", "aten._linalg_check_errors"}
+    assert "for its effect" in reasons["aten._linalg_check_errors"]
+
+
+class Solve(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.gelu(torch.linalg.inv(x)) @ x

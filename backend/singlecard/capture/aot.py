@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import fx
@@ -18,6 +17,9 @@ from singlecard.capture.composite import kept_whole
 from singlecard.capture.decompose import DECOMPOSITIONS
 from singlecard.capture.program import Program
 from singlecard.capture.results import describe_results
+from singlecard.capture.statistics import has_batch_norm
+from singlecard.capture.strided import read_owners
+from singlecard.capture.variants import Executable, Variants
 from singlecard.capture.whole import keep_whole
 from singlecard.errors import CaptureError
 
@@ -42,6 +44,7 @@ _KEPT_WHOLE = (
     aten.gelu.default,
     aten.hardsigmoid.default,
     aten.hardswish.default,
+    aten.index_copy.default,
     aten.leaky_relu.default,
     aten.masked_fill.Scalar,
     aten.masked_fill.Tensor,
@@ -84,14 +87,6 @@ _KEPT_WHOLE = (
 )
 
 
-class Executable(Protocol):
-    """What a Program was compiled to."""
-
-    def is_current(self, args: Sequence[Any]) -> bool: ...
-
-    def __call__(self, args: Sequence[Any]) -> list[Any]: ...
-
-
 @functools.cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """Return PyTorch's core ATen decompositions, less the ops kept whole."""
@@ -123,6 +118,7 @@ def capture(
     copy = fx.GraphModule(module, copy_graph(module.graph))
     keep_whole(copy.graph)
     copy.recompile()
+    normalizes = has_batch_norm(module.graph)
     placeholders = module.graph.find_nodes(op="placeholder")
     static = [
         example if is_frozen(node, example) else None
@@ -131,25 +127,15 @@ def capture(
 
     def inner(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         frozen = _frozen_values(gm, copy, static)
+
+        def compile_weights(weights: dict[int, torch.Tensor]) -> Executable:
+            return compile_program(program_from_aot(gm, weights))
+
         with _disable_current_modes():  # Dynamo calls inside a fake mode; weights are real
-            variants = [compile_program(program_from_aot(gm, frozen))]
-
-        compiling = threading.Lock()
-
-        def current(args: Sequence[Any]) -> Executable | None:
-            return next((item for item in tuple(variants) if item.is_current(args)), None)
+            variants = Variants(frozen, compile_weights, lambda args: list(gm(*args)), normalizes)
 
         def run(args: Sequence[Any]) -> list[Any]:
-            variant = current(args)
-            if variant is None:
-                with compiling:  # another thread may have met the same weights
-                    variant = current(args)
-                    if variant is None:
-                        fresh = {place: args[place] for place in frozen}
-                        variant = compile_program(program_from_aot(gm, fresh))
-                        variants.insert(0, variant)
-                        del variants[VARIANTS:]
-            return variant(args)
+            return variants(args)
 
         run._boxed_call = True  # type: ignore[attr-defined]  # AOTAutograd hands over one list
         return run
@@ -163,10 +149,6 @@ def capture(
             decompositions=decompositions(),
             keep_inference_input_mutations=True,
         )
-
-
-#: How many sets of weights one captured graph keeps engines for at a time.
-VARIANTS = 8
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
@@ -192,7 +174,7 @@ def _frozen_values(
             value = functools.reduce(getattr, desc.target.split("."), owner)
         elif kind == "PlainAOTInput":
             value = static[desc.idx]
-        if value is not None:
+        if value is not None and value.device.type != "meta":  # nothing to freeze there
             frozen[place] = value
     return frozen
 
@@ -222,6 +204,7 @@ def program_from_aot(original: fx.GraphModule, frozen: dict[int, torch.Tensor]) 
     graph = module.graph
     for node in graph.find_nodes(op="call_function", target=ops.linear):
         node.target = aten.linear.default  # kept whole: from here on PyTorch's own op says it
+    read_owners(graph)
     placeholders = graph.find_nodes(op="placeholder")
     place = {node: index for index, node in enumerate(placeholders)}
     mutated: dict[int, fx.Node] = {}

@@ -16,6 +16,9 @@ from singlecard.errors import CaptureError
 #: Ops that may appear in a functional graph although they are not ATen.
 _PLAIN_FUNCTIONS = ("_operator", "builtins", "math", "torch")
 
+#: Runs an op for its effect, such as raising on a singular matrix; tokens keep several in order.
+with_effects = torch.ops.higher_order.with_effects
+
 
 @dataclass
 class Program:
@@ -93,6 +96,9 @@ class Program:
                 if isinstance(target, torch._ops.OpOverload):
                     if target._schema.is_mutable:
                         raise CaptureError(f"{target} changes its arguments: not functional")
+                elif target is with_effects:
+                    if not isinstance(node.args[1], torch._ops.OpOverload):
+                        raise CaptureError(f"{node.args[1]} is run for its effect, and no ATen op")
                 elif getattr(target, "__module__", None) not in _PLAIN_FUNCTIONS:
                     raise CaptureError(f"{target} is not an ATen op")
             elif node.op != "placeholder":

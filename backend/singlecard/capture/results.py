@@ -106,17 +106,18 @@ def _views(node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
     """Follow views up to the op that owns the memory; return it and the views, first to last."""
     chain: list[fx.Node] = []
     while True:
-        if node.target is operator.getitem and _is_view(node.args[0]):
+        if node.target is operator.getitem and is_view(node.args[0]):
             chain[:0] = [node.args[0], node]  # type: ignore[list-item]
             node = node.args[0].args[0]  # type: ignore[union-attr, assignment]
-        elif _is_view(node) and _is_tensor(node):
+        elif is_view(node) and _is_tensor(node):
             chain.insert(0, node)
             node = node.args[0]  # type: ignore[assignment]
         else:
             return node, chain
 
 
-def _is_view(node: Any) -> bool:
+def is_view(node: Any) -> bool:
+    """Tell whether an op's result, or each of its results, lies in its first argument's memory."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or not node.args or node.kwargs:
         return False

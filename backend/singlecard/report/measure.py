@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.utils import counters
 from torch.utils import _pytree as pytree
 
 from singlecard.backend import collection_paused, compile_in
 from singlecard.errors import OptionError, SinglecardError
-from singlecard.session import Session
+from singlecard.partition import Fallback
+from singlecard.session import Graph, Session
 
 _serial = itertools.count(1)
 
@@ -124,6 +127,8 @@ def run_compiled(
 
     limits = {"recompile_limit": 64, "accumulated_recompile_limit": 4096}
     patched = torch._dynamo.config.patch(limits)
+    breaks = counters["graph_break"]
+    before = Counter(breaks)
     try:
         with torch.no_grad(), patched, collection_paused(), _cpu_convolutions(choose=False):
             return torch.compile(fresh_call(module), backend=backend)(*args, **kwargs)
@@ -131,3 +136,19 @@ def run_compiled(
         if isinstance(error.inner_exception, SinglecardError):
             raise error.inner_exception from error
         raise
+    finally:
+        fresh = [text for text, times in breaks.items() if times > before[text]]
+        if fresh:
+            left_out = [Fallback(GRAPH_BREAK, _reason_of(text)) for text in fresh]
+            session.graphs.append(Graph(fallback=left_out))
+
+
+#: Stands in a report for the lines that Dynamo leaves to Python, between or instead of graphs.
+GRAPH_BREAK = "graph break"
+
+
+def _reason_of(text: str) -> str:
+    """Return Dynamo's own words on a graph break, without its advice."""
+    lines = [line.strip() for line in text.splitlines()]
+    said = [line.removeprefix("Explanation: ") for line in lines if line.startswith("Explanation:")]
+    return f"Dynamo cannot capture this: {'. '.join([lines[0].rstrip('.'), *said])}"

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from singlecard.engine.plan_report import PlanReport
 from singlecard.report.plan_rows import FallbackRow, Grid, format_bytes
-from singlecard.report.render import table_of
+from singlecard.report.render import fallback_table, table_of
 
 if TYPE_CHECKING:  # both import PyTorch, which the tables themselves can do without
     from singlecard.engine.build import Engine
@@ -73,9 +73,9 @@ def verify_table(report: VerifyReport, limit: float | None = None) -> Renderable
     table = facts_table("Verification against eager PyTorch", rows)
     if not report.fallback:
         return table
-    counts = Counter(report.fallback).most_common()
-    left_out = tuple((op, str(times), reason) for (op, reason), times in counts)
-    return Group(table, table_of(Grid("Left to PyTorch", ("op", "times>", "reason"), left_out)))
+    lines = report.fallback_lines or [""] * len(report.fallback)
+    left_out = [(*pair, line) for pair, line in zip(report.fallback, lines, strict=True)]
+    return Group(table, fallback_table(fallback_rows(left_out)))
 
 
 def lowered_text(coverage: float, ops: int) -> tuple[str, str]:

@@ -51,6 +51,8 @@ class VerifyReport:
         expected: what eager PyTorch gives.
         plans: the plan report of each engine.
         timings: seconds by stage.
+        fallback_lines: of each op in ``fallback``, the line of the model that it comes from, as
+            ``file:line: code``, or "".
     """
 
     coverage: float
@@ -66,6 +68,7 @@ class VerifyReport:
     expected: Any = field(repr=False)
     plans: list[PlanReport] = field(repr=False)
     timings: dict[str, float] = field(repr=False)
+    fallback_lines: list[str] = field(default_factory=list, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the tensors, as plain values."""
@@ -73,6 +76,7 @@ class VerifyReport:
             "coverage": self.coverage,
             "ops": self.ops,
             "fallback": self.fallback,
+            "fallback_lines": self.fallback_lines,
             "engines": self.engines,
             "built": self.built,
             "kernels": [plan.kernel_count for plan in self.plans],
@@ -195,6 +199,7 @@ def verify(
         expected=expected,
         plans=[engine.report for engine in compiled.engines],
         timings=compiled.timings,
+        fallback_lines=[item.line for item in compiled.fallback],
     )
 
 

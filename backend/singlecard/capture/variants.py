@@ -1,0 +1,116 @@
+"""What one captured graph was compiled to, for each set of weights that it met."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from singlecard.capture.statistics import Statistics
+from singlecard.warning import warn_once
+
+#: How many sets of weights one graph keeps engines for at a time, to begin with.
+VARIANTS = 8
+
+#: How often one set of weights is compiled again because it was written to.
+REBUILDS = 8
+
+
+class Executable(Protocol):
+    """What a Program was compiled to."""
+
+    def is_current(self, args: Sequence[Any]) -> bool: ...
+
+    def __call__(self, args: Sequence[Any]) -> list[Any]: ...
+
+
+class _Weights:
+    """A set of weights, known by identity and not kept alive."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self._references = [weakref.ref(tensor) for tensor in tensors]
+        self.rebuilds = 0
+
+    def are(self, tensors: Sequence[torch.Tensor]) -> bool:
+        pairs = zip(self._references, tensors, strict=True)
+        return all(reference() is tensor for reference, tensor in pairs)
+
+    def are_alive(self) -> bool:
+        return all(reference() is not None for reference in self._references)
+
+
+class _Variant(NamedTuple):
+    weights: _Weights
+    statistics: Statistics
+    executable: Executable
+
+
+class Variants:
+    """Runs a graph with what was compiled for the weights of the call; compiles what is missing.
+
+    A weight that is written to between calls, or replaced, leads to another compilation. One that
+    is written to between all calls is being trained: after `REBUILDS` compilations its graph runs
+    in PyTorch. Many modules may share one graph, such as the layers of a model that are compiled
+    one by one: where a set of weights comes back that had to make room, there is room for one more.
+    """
+
+    def __init__(
+        self,
+        frozen: Mapping[int, torch.Tensor],
+        compile_weights: Callable[[dict[int, torch.Tensor]], Executable],
+        in_pytorch: Callable[[Sequence[Any]], list[Any]],
+        has_statistics: bool,
+    ) -> None:
+        self._places = tuple(frozen)
+        self._compile = compile_weights
+        self._in_pytorch = in_pytorch
+        self._room = VARIANTS
+        self._compiling = threading.Lock()
+        self._has_statistics = has_statistics
+        self._known = [_Weights(list(frozen.values()))]
+        self._kept: list[_Variant] = []
+        self._keep(self._known[0], dict(frozen))
+
+    def __call__(self, args: Sequence[Any]) -> list[Any]:
+        executable = self._current(args)
+        if executable is None:
+            with self._compiling:  # another thread may have met the same weights
+                executable = self._current(args) or self._new(args)
+        return self._in_pytorch(args) if executable is None else executable(args)
+
+    def _current(self, args: Sequence[Any]) -> Executable | None:
+        for item in tuple(self._kept):
+            if item.executable.is_current(args) and item.statistics.are_current():
+                return item.executable
+        return None
+
+    def _new(self, args: Sequence[Any]) -> Executable | None:
+        """Compile for the weights in ``args``; return None where that is no use any more."""
+        given = {place: args[place] for place in self._places}
+        tensors = list(given.values())
+        weights = next((item for item in self._known if item.are(tensors)), None)
+        if weights is None:
+            weights = _Weights(tensors)
+            self._known = [item for item in self._known if item.are_alive()] + [weights]
+        elif not any(item.weights is weights for item in self._kept):
+            self._room += 1
+        elif weights.rebuilds >= REBUILDS:
+            warn_once(
+                f"the weights of a compiled graph were changed more than {REBUILDS} times, and "
+                "an engine built for each: the graph runs in eager PyTorch from here on when they "
+                "change again. Compile the model after training, or call torch._dynamo.reset()"
+            )
+            return None
+        else:
+            weights.rebuilds += 1
+        return self._keep(weights, given)
+
+    def _keep(self, weights: _Weights, frozen: dict[int, torch.Tensor]) -> Executable:
+        # Looked at before compiling: who trains meanwhile must be noticed.
+        statistics = Statistics(frozen.values() if self._has_statistics else ())
+        executable = self._compile(frozen)
+        self._kept = [_Variant(weights, statistics, executable), *self._kept][: self._room]
+        return executable
