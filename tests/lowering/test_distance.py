@@ -20,6 +20,14 @@ def test_distances(p: float) -> None:
     check(lambda x: F.pdist(x[0], p), x)
 
 
+@pytest.mark.parametrize("p", (0.0, 1.0, 2.0, 3.0))
+def test_distance_from_nan(p: float) -> None:
+    """What is not known is no number of steps away."""
+    x, y = torch.tensor([[float("nan"), 1.0], [0.3, 1.0]]), torch.tensor([[2.0, 1.0], [0.3, 1.0]])
+    check(lambda x, y: torch.cdist(x, y, p), x, y)
+    check(lambda x: F.pdist(x, p), x)
+
+
 @pytest.mark.parametrize(
     "options",
     (

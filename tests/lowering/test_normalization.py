@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.lowering.check import check, weight
+from tests.lowering.check import check, refuse, weight
 
 
 @pytest.mark.parametrize("axes", (1, 2))
@@ -71,3 +71,15 @@ def test_rms_norm() -> None:
     """Decoders use it throughout."""
     x = torch.randn(2, 3, 8) * 3
     check(lambda x, w: F.rms_norm(x, (8,), w, 1e-6), x, weight(8), build=True)
+
+
+def test_running_statistics_that_pytorch_computes_in_another_type_than_it_says() -> None:
+    """An engine behind a batch norm of eager PyTorch's would get FP16 where it takes FP32."""
+    x, stat = torch.randn(4, 3, 5).half(), torch.rand(3).half() + 0.5
+
+    def step(x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        norm = torch.ops.aten._batch_norm_with_update_functional
+        result, _, _, _, mean, var = norm(x, mean, mean, mean, var, 0.1, 1e-5)
+        return result.relu(), mean.half() + 1.0, var.half() * 2.0
+
+    assert "_batch_norm_with_update_functional has no" in refuse(step, x, stat, stat * 2)

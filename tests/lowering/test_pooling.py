@@ -97,3 +97,10 @@ def test_adaptive_in_three_dimensions_and_without_a_batch() -> None:
 def test_local_response_normalization() -> None:
     """AlexNet's normalization averages over channels."""
     check(lambda x: F.local_response_norm(x, 3), torch.randn(2, 5, 4, 4))
+
+
+@pytest.mark.parametrize("options", ({}, {"divisor_override": 7}), ids=str)
+def test_window_far_larger_than_the_image(options: dict[str, Any]) -> None:
+    """EfficientNet's last pooling: TensorRT refuses a window of 1280 x 1280."""
+    x = torch.randn(2, 3, 7, 5)
+    check(lambda x: F.avg_pool2d(x, 1280, ceil_mode=True, **options), x, build=True)

@@ -70,3 +70,22 @@ def test_histogram() -> None:
     x = torch.tensor([0.0, 3.0, 3.0, 1.0, -1.0, 7.0, 4.0, 2.5])
     check(lambda x: torch.histc(x, 4, 0, 4), x, build=True)
     assert "got (0, 0)" in refuse(lambda x: torch.histc(x, 4), x)
+
+
+_HOLES = torch.tensor(
+    [[3.0, _NAN, 1.0, 2.0], [4.0, 1.0, 2.0, 0.0], [_NAN, _INF, _NAN, 1.0], [_NAN] * 4]
+)
+
+
+def test_median_of_what_holds_nan() -> None:
+    """A gap in the data must show in the answer, with the place of the first one."""
+    check(lambda x: (x.median(1), x.median(0, True), x.median()), _HOLES, build=True)
+    check(lambda x: (x.median(-1), x.median()), _HOLES[1:2].half())
+    check(lambda x: (x[0].median(), x[1].median(0)), _HOLES[0])
+
+
+def test_median_of_the_numbers_alone() -> None:
+    """What gaps are skipped by: the middle moves with each row's count of numbers."""
+    check(lambda x: (x.nanmedian(1).values, x.nanmedian(0, True).values), _HOLES, build=True)
+    check(lambda x: (x[:3].nanmedian(-1).indices, x.nanmedian(), x[3].nanmedian()), _HOLES)
+    check(lambda x: x.nanmedian(0), torch.randperm(12).view(4, 3))

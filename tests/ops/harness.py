@@ -89,7 +89,16 @@ def graph_of_call(function: Callable[..., Any], args: Any, kwargs: Mapping[str, 
 
 
 def copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return [tensor.detach().clone() for tensor in tensors]
+    """Copy tensors with the memory around them, so that views stay views."""
+    return [_copy(tensor.detach()) for tensor in tensors]
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        return tensor.clone()
+    copy = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    memory = tensor.untyped_storage().clone()
+    return copy.set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 @torch.no_grad()

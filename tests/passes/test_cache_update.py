@@ -10,7 +10,6 @@ import torch
 from singlecard.passes import simplify
 from tests.graphs import fired, program_of, simplified, targets
 
-
 Model = Callable[..., torch.Tensor]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 import singlecard.lowering.ops as ops_package
+from singlecard.capture.program import with_effects
 from singlecard.lowering.call import Call, tensors_in
 from singlecard.lowering.conditions import first_refusal, type_name
 from singlecard.lowering.declaration import Declaration
@@ -84,6 +85,8 @@ def _device_refusal(call: Call, results: object) -> str | None:
 def refusal(node: fx.Node) -> str | None:
     """Return why an op stays in PyTorch, as one sentence, or None where it is lowered."""
     call = Call.of(node)
+    if node.target is with_effects:
+        return f"{call.op} runs for its effect (it raises or prints), which no engine can have"
     declaration = table().get(node.target)
     if declaration is None:
         return f"{call.op} has no TensorRT lowering"

@@ -57,3 +57,26 @@ def histc(net: Net, self: Tensor, bins: int = 100, min: Number = 0, max: Number 
     hit = net.binary("AND", net.binary("EQUAL", place, each), net.logical_not(over))
     count = net.reduce("SUM", net.cast(hit, torch.int32), [1], False)
     return net.cast(count, net.result.dtype)
+
+
+def _repeated_pairs(call: Call) -> Any:
+    pairs = (call.values["repeats"].shape[0], call.values["output_size"])
+    return pairs[0] * pairs[1] if all(isinstance(size, int) for size in pairs) else pairs
+
+
+@lowers(aten.repeat_interleave.Tensor)
+@accepts(
+    dtype("repeats").integral,
+    when(
+        f"output_size is given, and output_size times repeats <= {MOST_PAIRS}",
+        lambda call: isinstance(_repeated_pairs(call), int) and _repeated_pairs(call) <= MOST_PAIRS,
+        _repeated_pairs,
+    ),
+)
+def repeat_interleave(net: Net, repeats: Tensor, output_size: int | None = None) -> Tensor:
+    """Each place as often as it is to be repeated: how many places have ended before."""
+    assert output_size is not None
+    ends = net.unsqueeze(net.cumulative(repeats, 0), 0)
+    places = net.constant(torch.arange(output_size).to(repeats.dtype).unsqueeze(1))
+    ended = net.logical_not(net.binary("GREATER", ends, places))
+    return net.reduce("SUM", net.cast(ended, net.result.dtype), [1], False)

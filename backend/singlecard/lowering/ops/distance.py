@@ -6,7 +6,7 @@ import torch
 
 from singlecard.lowering.conditions import arg, dtype
 from singlecard.lowering.declaration import accepts, lowers
-from singlecard.lowering.ops.reduction import length
+from singlecard.lowering.ops.reduction import length, reduce
 from singlecard.network.net import Net
 from singlecard.network.tensor import Tensor
 
@@ -27,7 +27,7 @@ def cdist(net: Net, x1: Tensor, x2: Tensor, p: float, compute_mode: int | None) 
     """The distance of each row of one matrix from each row of another."""
     a, b = net.promote(x1, x2, dtype=torch.float32)
     difference = net.sub(net.unsqueeze(a, -2), net.unsqueeze(b, -3))
-    return net.cast(length(net, difference, float(p), -1, False), net.result.dtype)
+    return net.cast(_apart(net, difference, float(p), -1), net.result.dtype)
 
 
 @lowers(aten._pdist_forward.default)
@@ -37,4 +37,12 @@ def pdist(net: Net, self: Tensor, p: float = 2) -> Tensor:
     x = net.cast(self, torch.float32)
     first, second = torch.triu_indices(self.shape[0], self.shape[0], 1)
     ends = (net.gather(x, net.constant(index.contiguous()), 0) for index in (first, second))
-    return net.cast(length(net, net.sub(*ends), float(p), 1, False), net.result.dtype)
+    return net.cast(_apart(net, net.sub(*ends), float(p), 1), net.result.dtype)
+
+
+def _apart(net: Net, difference: Tensor, order: float, axis: int) -> Tensor:
+    """Return lengths of differences. Counted, a NaN among them is NaN, unlike in a norm."""
+    if order:
+        return length(net, difference, order, axis, False)
+    whole = net.unary("CEIL", net.unary("ABS", difference))
+    return reduce(net, "SUM", net.binary("MIN", whole, net.scalar(1.0, whole.dtype)), axis, False)

@@ -72,7 +72,9 @@ def hypot(net: Net, self: Tensor, other: Tensor) -> Tensor:
     ratio = net.binary("DIV", shorter, net.binary("MAX", longer, smallest))
     one = net.scalar(1.0, ratio.dtype)
     length = net.prod(longer, net.unary("SQRT", net.sum(one, net.prod(ratio, ratio))))
-    return net.cast(net.where(net.unary("ISINF", longer), longer, length), net.result.dtype)
+    infinite = net.binary("OR", *(net.unary("ISINF", side) for side in sides))  # also beside NaN
+    length = net.where(infinite, net.scalar(math.inf, length.dtype), length)
+    return net.cast(length, net.result.dtype)
 
 
 @lowers(aten.atan2.default)

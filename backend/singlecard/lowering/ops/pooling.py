@@ -178,6 +178,8 @@ def avg_pool(
     before = repeated(padding, count)
     x = batched(net, self, count)
     out, sizes = net.result.shape[-count:], x.shape[-count:]
+    if ceil_mode:
+        window = _within(sizes, out, window, before)
     after = _overhang(sizes, out, window, steps, before) if ceil_mode else before
     if all(more <= side for more, side in zip(after, before, strict=True)):
         whole = count_include_pad or divisor_override is not None
@@ -196,6 +198,20 @@ def avg_pool(
     elif scale is not None:
         pooled = net.prod(pooled, net.constant(scale.to(x.dtype)))
     return pooled if x is self else net.squeeze(pooled, [0])
+
+
+def _within(
+    sizes: Sequence[int], out: Sequence[int], window: Sequence[int], padding: Sequence[int]
+) -> list[int]:
+    """Return the window without what hangs over both ends of an axis that it covers alone.
+
+    EfficientNet's last pooling has a window as wide as its channels, over images of a few pixels:
+    padding them would ask for a window of 1280 x 1280, which TensorRT refuses.
+    """
+    return [
+        min(reach, size) if count == 1 and before == 0 else reach
+        for size, count, reach, before in zip(sizes, out, window, padding, strict=True)
+    ]
 
 
 def _shares(

@@ -32,7 +32,8 @@ def _length(call: Call) -> Any:
     return x.shape[call.values["dim"]] if x.ndim else 1
 
 
-def _sorted_at_most(limit: int) -> Condition:
+def sorted_at_most(limit: int) -> Condition:
+    """The axis that is put in order is known to be no longer than what the layer takes."""
     return when(
         f"the sorted axis has a known extent <= {limit}",
         lambda call: isinstance(_length(call), int) and _length(call) <= limit,
@@ -48,8 +49,10 @@ def _rank_pairs(call: Call) -> Any:
 
 _COUNTABLE = when(
     f"pairs of elements <= {MOST_PAIRS}, where the order of equal ones is promised",
-    lambda call: not call.values["stable"]
-    or (isinstance(_rank_pairs(call), int) and _rank_pairs(call) <= MOST_PAIRS),
+    lambda call: (
+        not call.values["stable"]
+        or (isinstance(_rank_pairs(call), int) and _rank_pairs(call) <= MOST_PAIRS)
+    ),
     _rank_pairs,
 )
 
@@ -60,19 +63,19 @@ def topk(
     net: Net, self: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> list[Tensor]:
     """The k largest or smallest elements along one axis, in order, and their indices."""
-    return list(_extremes(net, self, k, dim, largest))
+    return list(extremes(net, self, k, dim, largest))
 
 
 @lowers(aten.sort.default)
-@accepts(_sorted_at_most(MOST_SORTED))
+@accepts(sorted_at_most(MOST_SORTED))
 def sort(net: Net, self: Tensor, dim: int = -1, descending: bool = False) -> list[Tensor]:
     """All elements along one axis in order, and their indices."""
     length = self.shape[dim] if self.ndim else 1
-    return list(_extremes(net, self, length, dim, descending))
+    return list(extremes(net, self, length, dim, descending))
 
 
 @lowers(aten.sort.stable)
-@accepts(_sorted_at_most(MOST_SORTED), _COUNTABLE)
+@accepts(sorted_at_most(MOST_SORTED), _COUNTABLE)
 def sort_stable(
     net: Net, self: Tensor, stable: bool | None, dim: int = -1, descending: bool = False
 ) -> list[Tensor]:
@@ -114,7 +117,8 @@ def _precedes(net: Net, a: Tensor, b: Tensor, descending: bool) -> Tensor:
     return net.binary("OR", less, net.binary("AND", number, net.unary("ISNAN", b)))
 
 
-def _extremes(net: Net, x: Tensor, k: int, dim: int, largest: bool) -> tuple[Tensor, Tensor]:
+def extremes(net: Net, x: Tensor, k: int, dim: int, largest: bool) -> tuple[Tensor, Tensor]:
+    """Return the k largest or smallest elements along one axis, in order, and their indices."""
     if not x.ndim:
         return x, net.scalar(0, torch.int64)
     numbers = net.cast(x, torch.int32) if x.dtype == torch.bool else x
@@ -126,43 +130,11 @@ def _extremes(net: Net, x: Tensor, k: int, dim: int, largest: bool) -> tuple[Ten
 @accepts(arg("k").known, arg("k").at_most(MOST_SORTED))
 def kthvalue(net: Net, self: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> list[Tensor]:
     """The k-th smallest element along one axis, and its index."""
-    return _kth_smallest(net, self, k, dim, keepdim)
-
-
-def _kth_smallest(net: Net, x: Tensor, k: int, dim: int, keepdim: bool) -> list[Tensor]:
-    found = _extremes(net, x, k, dim, False)
-    if not x.ndim:
+    found = extremes(net, self, k, dim, False)
+    if not self.ndim:
         return list(found)
     last = [net.narrow(item, dim, k - 1, 1) for item in found]
     return last if keepdim else [net.squeeze(item, [dim]) for item in last]
-
-
-def _median_place(length: int) -> int:
-    """PyTorch takes the lower one of two middles."""
-    return (length - 1) // 2 + 1
-
-
-@lowers(aten.median.dim)
-@accepts(_sorted_at_most(MOST_SORTED))
-def median_dim(net: Net, self: Tensor, dim: int, keepdim: bool = False) -> list[Tensor]:
-    """The middle element along one axis, and its index."""
-    length = self.shape[dim] if self.ndim else 1
-    return _kth_smallest(net, self, _median_place(length), dim, keepdim)
-
-
-@lowers(aten.median.default)
-@accepts(
-    arg("self").static_shape,
-    when(
-        f"self has at most {MOST_SORTED} elements",
-        lambda call: call.values["self"].numel() <= MOST_SORTED,
-        lambda call: call.values["self"].numel(),
-    ),
-)
-def median(net: Net, self: Tensor) -> Tensor:
-    """The middle element of all."""
-    flat = net.reshape(self, [-1])
-    return _kth_smallest(net, flat, _median_place(flat.shape[0]), 0, False)[0]
 
 
 def _search_pairs(places: str, values: str) -> Condition:
