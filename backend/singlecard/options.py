@@ -38,7 +38,12 @@ class Options:
             are given, and answers with PyTorch.
         strict: raise instead of leaving a part of the model to eager PyTorch.
         cache_dir: folder of built engines. None: ``SINGLECARD_CACHE`` or the user's cache folder.
-        min_block_size: an engine with fewer ops than this is left to eager PyTorch.
+        min_block_size: an engine with fewer ops than this is left to eager PyTorch. None: where a
+            graph is cut, engines that are not worth a call by an estimate; 1: none.
+        exclude_ops: ops that stay in eager PyTorch, such as ``("aten.softmax",)``: by packet or by
+            overload, as ``explain`` names them.
+        exclude_modules: modules whose ops stay in eager PyTorch, with all that lies in them, such
+            as ``("encoder.layer.3", "decoder.*.norm")``.
         workspace_bytes: limit for the scratch memory of one engine. None: no limit of ours.
     """
 
@@ -47,7 +52,9 @@ class Options:
     execution: Execution = "auto"
     strict: bool = False
     cache_dir: Path | None = None
-    min_block_size: int = 1
+    min_block_size: int | None = None
+    exclude_ops: tuple[str, ...] = ()
+    exclude_modules: tuple[str, ...] = ()
     workspace_bytes: int | None = None
 
     @classmethod
@@ -89,6 +96,11 @@ class Options:
                     f"option cache_dir={values['cache_dir']!r} is not valid: it takes a folder"
                 )
             values["cache_dir"] = Path(values["cache_dir"]).expanduser()
+        for key in ("exclude_ops", "exclude_modules"):
+            if key in values:
+                values[key] = _names(key, values[key])
+        for name in values.get("exclude_ops", ()):
+            _check_op(name)
         _check_number(values, "min_block_size", 1)
         _check_number(values, "workspace_bytes", 1)
         if not isinstance(values.get("strict", False), bool):
@@ -100,3 +112,25 @@ def _check_number(values: Mapping[str, Any], key: str, low: int) -> None:
     value = values.get(key)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
         raise OptionError(f"option {key}={value!r} is not valid: it takes an integer >= {low}")
+
+
+def _names(key: str, given: Any) -> tuple[str, ...]:
+    """Return a list of names; one name, or several with commas between, may stand for it."""
+    items = given.split(",") if isinstance(given, str) else given
+    if not isinstance(items, (list, tuple, set, frozenset)) or not all(
+        isinstance(item, str) and item.strip() for item in items
+    ):
+        raise OptionError(f"option {key}={given!r} is not valid: it takes a list of names")
+    return tuple(item.strip() for item in items)
+
+
+def _check_op(name: str) -> None:
+    import torch  # seconds, which a command that only prints its help need not wait
+
+    space, _, rest = name.partition(".")
+    packet, _, overload = rest.partition(".")
+    found = getattr(getattr(torch.ops, space), packet, None) if packet else None
+    if found is None or (overload and overload not in found.overloads()):
+        close = difflib.get_close_matches(packet or space, dir(torch.ops.aten), 1, 0.6)
+        hint = f"did you mean 'aten.{close[0]}'?" if close else "such as 'aten.softmax'"
+        raise OptionError(f"option exclude_ops names {name!r}, which is no op of PyTorch: {hint}")

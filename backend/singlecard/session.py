@@ -22,6 +22,7 @@ from singlecard.lowering.table import refusal
 from singlecard.network.building import BuildSettings, Progress
 from singlecard.options import Options
 from singlecard.partition import Fallback, Partition, Segment, divide
+from singlecard.partition.exclusion import exclusion
 from singlecard.passes import simplify
 from singlecard.precision.casts import lower_precision
 from singlecard.runtime.engine import EngineRunner
@@ -99,8 +100,10 @@ class Session:
         self.graphs.append(graph)
         refused: dict[fx.Node, str] = {}
 
+        excluded = exclusion(self.options.exclude_ops, self.options.exclude_modules)
+
         def reason_of(node: fx.Node) -> str | None:
-            return refused.get(node) or refusal(node)
+            return refused.get(node) or excluded(node) or refusal(node)
 
         def final_reason(node: fx.Node) -> str | None:
             return reason_of(node) or target_refusal(node, self.options.targets or ())

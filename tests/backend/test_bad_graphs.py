@@ -84,7 +84,7 @@ def test_report_has_the_users_line() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         return torch.special.bessel_j0(x) + 1
 
-    report = singlecard.verify(model, (X,))
+    report = singlecard.verify(model, (X,), options={"min_block_size": 1})
     assert len(report.fallback) == len(report.fallback_lines) == 1
     assert "test_bad_graphs.py" in report.fallback_lines[0]
     assert report.to_dict()["fallback_lines"] == report.fallback_lines

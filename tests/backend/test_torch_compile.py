@@ -440,7 +440,7 @@ def test_unsupported_op_is_left_out_with_a_reason(caplog: pytest.LogCaptureFixtu
         check(middle, torch.randn(3))
     reasons = [record.getMessage() for record in caplog.records]
     assert len(reasons) == 1 and "bessel_j0" in reasons[0] and "stays in PyTorch" in reasons[0]
-    session = Session(Options(), build=False)
+    session = Session(Options(min_block_size=1), build=False)
     session.compile(program_of(middle, torch.ones(3)))
     (graph,) = session.graphs
     assert (graph.ops, graph.lowered_ops, len(graph.fallback)) == (3, 2, 1)

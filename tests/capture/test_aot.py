@@ -201,7 +201,7 @@ def test_every_mutation_is_accounted_for() -> None:
 def test_a_singular_matrix_raises_and_the_rest_is_lowered(precision: str) -> None:
     """A model that inverts one matrix would run in eager PyTorch as a whole, or never raise."""
     module = Solve()
-    session = Session(Options.parse({"precision": precision}), "reference", build=False)
+    session = Session(Options.parse({"precision": precision, "min_block_size": 1}), "reference", build=False)
     compiled = torch.compile(module, backend=lambda *args: compile_in(session, *args))
     x = torch.eye(4) * 2 + 1
     with torch.no_grad():
@@ -217,3 +217,17 @@ def test_a_singular_matrix_raises_and_the_rest_is_lowered(precision: str) -> Non
 class Solve(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.gelu(torch.linalg.inv(x)) @ x
+
+
+def test_export_still_works_in_a_process_that_has_captured() -> None:
+    """PyTorch lists its composite ops once, for good: a list made while some were hidden would
+    break ``torch.export`` and ``torch.onnx.export`` behind the first capture.
+    """
+    code = (
+        "import torch; from tests.graphs import program_of; "
+        "program_of(torch.nn.Linear(2, 2), torch.ones(1, 2)); "
+        "one = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)); "
+        "resize = torch.ops.aten._upsample_nearest_exact1d.default; "
+        "one.run_decompositions({resize: lambda *args: None})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from singlecard.capture.program import module_path, source_line
+from singlecard.capture.program import module_path, source_line, with_effects
 from singlecard.errors import CaptureError
 from tests.graphs import program_of
 
@@ -27,6 +27,17 @@ def test_foreign_function_is_refused() -> None:
     next(program.calls()).target = nn.functional.relu
     with pytest.raises(CaptureError, match="is not an ATen op"):
         program.check()
+
+
+def test_effect_of_a_foreign_op_is_refused() -> None:
+    """What is run for its effect runs in PyTorch, which must know how."""
+    program = program_of(lambda x: x + 1, torch.ones(2))
+    (call,) = program.calls()
+    call.target, call.args = with_effects, (program.placeholders[0], torch.ops.higher_order.print)
+    with pytest.raises(CaptureError, match="print is run for its effect, and no ATen op"):
+        program.check()
+    call.args = (program.placeholders[0], torch.ops.aten._print.default, "text")
+    program.check()
 
 
 def test_module_call_is_refused() -> None:

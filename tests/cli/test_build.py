@@ -115,12 +115,21 @@ def test_an_op_left_out_is_told_once_with_its_line(
     command: Any, model: Model, tmp_path: Path
 ) -> None:
     """A user looks for the line to change."""
-    done = command("build", model("partly_lowered"), "--cache-dir", tmp_path, "--json")
+    done = command("build", model("partly_lowered"), "--cache-dir", tmp_path, "--json", "--min-block-size", 1)
     assert done.status == 0 and done.document["engines"]
     ((op, reason, line),) = done.document["fallback"]
     assert "bessel_j0" in op and op in reason
     assert "models_for_cli.py" in line and "torch.special.bessel_j0" in line
     assert done.err == ""
+
+
+def test_excluded_ops_and_modules_stay_out(command: Any, model: Model, tmp_path: Path) -> None:
+    """What the Python API takes, the shell must take too."""
+    for flag, value in (("--exclude-ops", "aten.relu"), ("--exclude-modules", "1")):
+        given = ("--cache-dir", tmp_path, "--json", "--min-block-size", 1, flag, value)
+        done = command("build", model("small"), *given)
+        ((op, reason, _),) = done.document["fallback"]
+        assert op == "aten.relu" and flag[2:].replace("-", "_") in reason
 
 
 def test_no_engine_at_all_is_status_1(command: Any, model: Model, tmp_path: Path) -> None:

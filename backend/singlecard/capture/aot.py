@@ -140,13 +140,15 @@ def capture(
         run._boxed_call = True  # type: ignore[attr-defined]  # AOTAutograd hands over one list
         return run
 
+    # Before ops are hidden: PyTorch keeps the list of ops that it collects here for `torch.export`.
+    table = decompositions()
     with kept_whole(_KEPT_WHOLE):
         return aot_module_simplified(
             copy,
             examples,
             fw_compiler=inner,
             inference_compiler=inner,
-            decompositions=decompositions(),
+            decompositions=table,
             keep_inference_input_mutations=True,
         )
 

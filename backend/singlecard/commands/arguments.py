@@ -66,7 +66,15 @@ def add_options(parser: Parser) -> None:
         "--min-block-size",
         type=int,
         metavar="OPS",
-        help="leave engines with fewer ops to PyTorch (default: 1)",
+        help="leave engines with fewer ops to PyTorch (default: by an estimate of their worth)",
+    )
+    group.add_argument(
+        "--exclude-ops", metavar="OPS", help="ops that stay in PyTorch, such as aten.softmax"
+    )
+    group.add_argument(
+        "--exclude-modules",
+        metavar="PATHS",
+        help="modules that stay in PyTorch, such as encoder.layer.3,*.norm",
     )
     group.add_argument(
         "--workspace-bytes",
@@ -98,6 +106,8 @@ def options_from(given: argparse.Namespace) -> Options:
         "targets",
         "strict",
         "min_block_size",
+        "exclude_ops",
+        "exclude_modules",
         "workspace_bytes",
         "cache_dir",
     )

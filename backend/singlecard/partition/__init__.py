@@ -11,6 +11,7 @@ from torch import fx
 
 from singlecard.capture.program import Program, source_line
 from singlecard.lowering.call import op_name
+from singlecard.partition.islands import is_worth_its_call
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,14 @@ def _is_size(node: fx.Node) -> bool:
 
 
 def divide(
-    program: Program, refusal: Callable[[fx.Node], str | None], min_block_size: int = 1
+    program: Program, refusal: Callable[[fx.Node], str | None], min_block_size: int | None = None
 ) -> Partition:
     """Cut a Program into as few segments as its unsupported ops allow.
 
     Each op gets a level: the number of times that the way to it changes between TensorRT and
     PyTorch. Ops of one level and kind share a segment, so an op left out costs one boundary
-    however many branches pass by it, and segments cannot wait for each other.
+    however many branches pass by it, and segments cannot wait for each other. Engines smaller than
+    ``min_block_size`` go back to PyTorch; without it, those that are not worth their call.
     """
     reasons: dict[fx.Node, str] = {}
     for node in program.calls():
@@ -77,17 +79,25 @@ def divide(
     return Partition(segments, fallback, len(counted), len(counted) - len(reasons))
 
 
-def _small_blocks(segments: Sequence[Segment], min_block_size: int) -> dict[fx.Node, str]:
-    """Return the ops of engines that would have too few, each with the reason."""
+def _small_blocks(segments: Sequence[Segment], min_block_size: int | None) -> dict[fx.Node, str]:
+    """Return the ops of engines that would be too small, each with the reason."""
     reasons: dict[fx.Node, str] = {}
     for segment in segments:
         counted = [node for node in segment.nodes if _is_counted(node)]
-        if segment.lowered and len(counted) < min_block_size:
-            for node in counted:
-                reasons[node] = (
-                    f"{op_name(node)} stands in a block of {len(counted)} ops, fewer than "
-                    f"min_block_size = {min_block_size}"
-                )
+        if not segment.lowered or not counted:
+            continue
+        block = f"a block of {len(counted)} op" + ("s" if len(counted) > 1 else "")
+        if min_block_size is not None:
+            reason = f"{block} is smaller than min_block_size = {min_block_size}"
+            is_small = len(counted) < min_block_size
+        else:
+            reason = (
+                f"{block} between parts in PyTorch would not be worth the call of an engine "
+                "(min_block_size=1 keeps such blocks)"
+            )
+            is_small = len(segments) > 1 and not is_worth_its_call(segment.nodes)
+        if is_small:
+            reasons |= dict.fromkeys(counted, reason)
     return reasons
 
 

@@ -1,0 +1,43 @@
+"""Ops and modules that the user keeps in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+from torch import fx
+
+from singlecard.capture.program import module_path
+from singlecard.lowering.call import op_name
+
+#: Names that people know for ops of ours, which stand for them in the graph.
+_KNOWN_AS = {
+    "singlecard.attention": "aten.scaled_dot_product_attention",
+    "singlecard.rms_norm": "aten.rms_norm",
+    "singlecard.update_cache": "aten.index_copy",
+    "singlecard.grouped_mm": "aten._grouped_mm",
+}
+
+
+def exclusion(ops: Sequence[str], modules: Sequence[str]) -> Callable[[fx.Node], str | None]:
+    """Return what says of an op why the user's options keep it in PyTorch, or None.
+
+    Args:
+        ops: names such as ``aten.softmax`` or ``aten._softmax.default``.
+        modules: paths such as ``encoder.layer.3``, which hold all that lies in them; ``*`` stands
+            for any text.
+    """
+
+    def reason(node: fx.Node) -> str | None:
+        name = op_name(node)
+        names = {name, str(node.target), _KNOWN_AS.get(name, name)}
+        for op in ops:
+            if op in names:
+                return f"{name} is named in exclude_ops"
+        path = module_path(node)
+        for pattern in modules:
+            if path and (fnmatchcase(path, pattern) or fnmatchcase(path, pattern + ".*")):
+                return f"{name} stands in {path}, which exclude_modules names by {pattern!r}"
+        return None
+
+    return reason
