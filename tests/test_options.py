@@ -92,3 +92,22 @@ def test_options_cannot_change() -> None:
     """Options that change after the check were never checked."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         Options().strict = True  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("profiles", "words"),
+    [
+        ({"x": {0: (4, 2, 8)}}, "4, 2, 8, it takes smallest <= usual <= largest"),
+        ({"x": {0: (1, 9, 8)}}, "smallest <= usual <= largest"),
+        ({"x": {0: (0, 1, 2)}}, "integers >= 1"),
+        ({"x": {0: (1, 2)}}, r"\(smallest, usual, largest\)"),
+        ({"x": {-1: (1, 2, 3)}}, "axis -1 of x"),
+        ({"x": {"batch": (1, 2, 3)}}, "axis 'batch' of x"),
+        ({"x": (1, 2, 3)}, "it takes"),
+        ([1, 2], "it takes"),
+    ],
+)
+def test_bad_profile_names_input_and_axis(profiles: Any, words: str) -> None:
+    """A range that is upside down would fail deep inside of the build, with no name."""
+    with pytest.raises(OptionError, match=words):
+        Options.parse({"profiles": profiles})

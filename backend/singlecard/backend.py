@@ -15,6 +15,7 @@ from torch import fx
 from torch._dynamo.exc import TorchDynamoException
 
 from singlecard.capture.aot import capture
+from singlecard.capture.spans import symbols_of
 from singlecard.errors import CaptureError, RuntimeFailure, SinglecardError
 from singlecard.options import Options
 from singlecard.runtime.device import card_refusal, target_of
@@ -69,7 +70,8 @@ def compile_in(
     """
     try:
         with collection_paused(), _capture_timed(session):
-            compiled = capture(module, examples, session.compile)
+            spans = symbols_of(module, session.options.profiles)
+            compiled = capture(module, examples, lambda program: session.compile(program, spans))
     except TorchDynamoException:
         raise  # Dynamo's own way to start over
     except Exception as error:

@@ -23,6 +23,17 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
+class Span:
+    """The sizes that one axis of one input takes: smallest, usual and largest."""
+
+    input: str
+    axis: int
+    smallest: int
+    usual: int
+    largest: int
+
+
+@dataclass(frozen=True)
 class Options:
     """Options of ``torch.compile(model, backend="singlecard", options={...})``.
 
@@ -44,6 +55,11 @@ class Options:
             overload, as ``explain`` names them.
         exclude_modules: modules whose ops stay in eager PyTorch, with all that lies in them, such
             as ``("encoder.layer.3", "decoder.*.norm")``.
+        profiles: sizes that dynamic axes take, by input and axis: smallest, usual and largest, as
+            in ``{"input_ids": {0: (1, 8, 32), 1: (1, 128, 512)}}``. What a module is given by
+            position is named by its place, ``0``, and an input inside of a container by its way,
+            ``"batch.images.0"``. A call outside of its range runs in eager PyTorch. None: the
+            ranges that PyTorch knows.
         workspace_bytes: limit for the scratch memory of one engine. None: no limit of ours.
     """
 
@@ -55,6 +71,7 @@ class Options:
     min_block_size: int | None = None
     exclude_ops: tuple[str, ...] = ()
     exclude_modules: tuple[str, ...] = ()
+    profiles: tuple[Span, ...] = ()
     workspace_bytes: int | None = None
 
     @classmethod
@@ -101,6 +118,8 @@ class Options:
                 values[key] = _names(key, values[key])
         for name in values.get("exclude_ops", ()):
             _check_op(name)
+        if "profiles" in values:
+            values["profiles"] = _spans(values["profiles"])
         _check_number(values, "min_block_size", 1)
         _check_number(values, "workspace_bytes", 1)
         if not isinstance(values.get("strict", False), bool):
@@ -112,6 +131,38 @@ def _check_number(values: Mapping[str, Any], key: str, low: int) -> None:
     value = values.get(key)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
         raise OptionError(f"option {key}={value!r} is not valid: it takes an integer >= {low}")
+
+
+def _spans(given: Any) -> tuple[Span, ...]:
+    """Return the spans of ``{input: {axis: (smallest, usual, largest)}}``."""
+    if isinstance(given, tuple) and all(isinstance(item, Span) for item in given):
+        return given
+    form = "{input: {axis: (smallest, usual, largest)}}"
+    if not isinstance(given, Mapping):
+        raise OptionError(f"option profiles={given!r} is not valid: it takes {form}")
+    spans = []
+    for name, axes in given.items():
+        if not (isinstance(name, str) or _is_size(name, 0)) or not isinstance(axes, Mapping):
+            raise OptionError(f"option profiles has {name!r}: {axes!r}, it takes {form}")
+        for axis, sizes in axes.items():
+            where = f"option profiles, axis {axis!r} of {name}"
+            if not _is_size(axis, 0):
+                raise OptionError(f"{where}: an axis is an integer >= 0")
+            if not isinstance(sizes, (list, tuple)) or len(sizes) != 3:
+                raise OptionError(f"{where}: got {sizes!r}, it takes (smallest, usual, largest)")
+            if not all(_is_size(size, 1) for size in sizes):
+                raise OptionError(f"{where}: got {sizes!r}, sizes are integers >= 1")
+            low, usual, high = sizes
+            if not low <= usual <= high:
+                raise OptionError(
+                    f"{where}: got {low}, {usual}, {high}, it takes smallest <= usual <= largest"
+                )
+            spans.append(Span(str(name), axis, low, usual, high))
+    return tuple(spans)
+
+
+def _is_size(value: Any, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
 def _names(key: str, given: Any) -> tuple[str, ...]:

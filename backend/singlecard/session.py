@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import sympy
 import torch
 from torch import fx
 
 from singlecard.capture.program import Program
+from singlecard.capture.spans import Triple
 from singlecard.engine.build import Engine, get_engine, key_parts
 from singlecard.engine.cache import Cache
 from singlecard.errors import BuildError, LoweringError
@@ -27,6 +29,7 @@ from singlecard.passes import simplify
 from singlecard.precision.casts import lower_precision
 from singlecard.runtime.engine import EngineRunner
 from singlecard.runtime.executable import Executable
+from singlecard.runtime.ranged import in_range
 from singlecard.runtime.runners import Runner, eager_runner, reference_runner
 from singlecard.targets import check_types
 
@@ -88,8 +91,14 @@ class Session:
             options.targets or (), options.precision == "tf32", options.workspace_bytes
         )
 
-    def compile(self, program: Program) -> Executable:
+    def compile(
+        self, program: Program, spans: Mapping[sympy.Symbol, Triple] | None = None
+    ) -> Executable:
         """Compile a Program; return what runs it.
+
+        Args:
+            program: what was captured; it is changed in place.
+            spans: smallest, usual and largest values of symbolic sizes, where the user gave them.
 
         Raises:
             LoweringError, BuildError: only with ``strict=True``.
@@ -114,7 +123,10 @@ class Session:
                 partition = divide(program, final_reason, self.options.min_block_size)
             self._insist(partition.fallback)
             try:
-                steps = [self._step(program, segment, graph) for segment in partition.segments]
+                steps = [
+                    self._step(program, segment, graph, spans or {})
+                    for segment in partition.segments
+                ]
                 break
             except _Refused as error:
                 graph.engines.clear()
@@ -137,12 +149,18 @@ class Session:
                 lower_precision(program, low, stays.__contains__)
                 simplify(program)
 
-    def _step(self, program: Program, segment: Segment, graph: Graph) -> tuple[Segment, Runner]:
+    def _step(
+        self,
+        program: Program,
+        segment: Segment,
+        graph: Graph,
+        spans: Mapping[sympy.Symbol, Triple],
+    ) -> tuple[Segment, Runner]:
         if not segment.lowered:
             return segment, eager_runner(program, segment)
         try:
             with self.timed("lowering"):
-                lowered = lower(program, segment)
+                lowered = lower(program, segment, spans)
         except NodeRefused as error:
             raise _Refused([error.node], str(error)) from error
         except Exception as error:
@@ -150,11 +168,14 @@ class Session:
         engine = self._engine(lowered, segment) if self.build else None
         if engine is not None:
             graph.engines.append(engine)
+        instead = None if self.options.strict else eager_runner(program, segment)
+        run: Runner
         if self.execution == "engine":
             assert engine is not None
-            instead = None if self.options.strict else eager_runner(program, segment)
-            return segment, EngineRunner(engine, lowered, segment, instead)
-        return segment, reference_runner(lowered, segment)
+            run = EngineRunner(engine, lowered, segment)
+        else:
+            run = reference_runner(lowered, segment)
+        return segment, in_range(run, lowered, segment, instead)
 
     def _engine(self, lowered: Lowered, segment: Segment) -> Engine:
         try:

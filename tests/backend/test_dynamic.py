@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertModel
@@ -68,3 +69,130 @@ def test_ranges_reach_the_profile_of_a_convolution() -> None:
     smallest, _, largest = image.ranges[0]
     assert (smallest[0], largest[0]) == (2, 64)
     assert (smallest[2], largest[2]) == (16, 48)
+
+
+def compiled_with(
+    model: Callable[..., Any], dynamic: bool | None, **options: Any
+) -> tuple[Callable[..., Any], Session]:
+    torch._dynamo.reset()
+    session = Session(Options.parse(options), "reference", bool(options.get("targets")))
+
+    def backend(graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+        return compile_in(session, graph, examples)
+
+    return torch.compile(model, backend=backend, dynamic=dynamic), session
+
+
+def profile_of(session: Session) -> list[tuple[tuple[int, ...], ...]]:
+    (graph,) = session.graphs
+    (engine,) = graph.engines
+    inputs = [tensor for tensor in engine.report.network_tensors if tensor.is_input]
+    return [tensor.ranges[0] for tensor in inputs if tensor.ranges]
+
+
+@torch.no_grad()
+def test_options_name_the_range_of_an_axis() -> None:
+    """Without them an engine takes lengths that never come, and scratch memory for them."""
+    model = small_bert()
+    profiles = {"input_ids": {0: (1, 4, 8), 1: (4, 32, 64)}}
+    compiled, session = compiled_with(model, True, targets="sm89", profiles=profiles)
+    words = torch.randint(0, 100, (3, 17))
+    result = compare(compiled(input_ids=words)[0], model(words)[0])
+    assert result.mismatch is None and result.relative_l2 < 1e-5
+    (words_range,) = profile_of(session)
+    assert words_range == ((1, 4), (4, 32), (8, 64))
+
+
+@torch.no_grad()
+def test_call_outside_of_the_range_is_right_and_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A rare long sentence must be answered, and the log must not fill with it."""
+    model = small_bert()
+    profiles = {"input_ids": {0: (1, 2, 4), 1: (2, 16, 32)}}
+    compiled, session = compiled_with(model, True, profiles=profiles)
+    with caplog.at_level("WARNING", "singlecard"):
+        for batch, length in ((2, 8), (5, 8), (3, 40), (2, 33), (4, 32)):
+            words = torch.randint(0, 100, (batch, length))
+            result = compare(compiled(input_ids=words)[0], model(words)[0])
+            assert result.mismatch is None and result.relative_l2 < 1e-5
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1 and "has 5, the engine was built for 1 to 4" in told[0]
+    assert len(session.graphs) == 1
+
+
+@torch.no_grad()
+def test_example_outside_of_its_range_is_right(caplog: pytest.LogCaptureFixture) -> None:
+    """The first call chooses no range: calls inside of the given one are the engine's."""
+    profiles = {0: {0: (8, 16, 32)}}
+    compiled, session = compiled_with(nn.Linear(4, 4), True, targets="sm89", profiles=profiles)
+    with caplog.at_level("WARNING", "singlecard"):
+        assert compiled(torch.ones(3, 4)).shape == (3, 4)
+    assert "built for 8 to 32" in caplog.text
+    assert profile_of(session) == [((8, 4), (16, 4), (32, 4))]
+
+
+@pytest.mark.parametrize(
+    ("profiles", "dynamic", "words"),
+    [
+        ({"inptu": {0: (1, 2, 3)}}, True, "there are 0"),
+        ({0: {7: (1, 2, 3)}}, True, "none of them is 7"),
+        ({0: {0: (1, 2, 3)}}, False, "does not vary"),
+    ],
+)
+@torch.no_grad()
+def test_profile_that_fits_nothing_is_told(
+    profiles: Any, dynamic: bool, words: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A misspelt input leaves the engine with a range that nobody meant."""
+    compiled, _ = compiled_with(nn.Linear(4, 4), dynamic, profiles=profiles)
+    compiled(torch.ones(2, 4))
+    assert any(words in str(item.message) for item in recwarn)
+
+
+@torch.no_grad()
+def test_profile_of_an_input_in_a_container() -> None:
+    """Models take batches as dictionaries."""
+
+    def model(batch: dict[str, list[torch.Tensor]]) -> torch.Tensor:
+        return batch["images"][0] * 2
+
+    compiled, session = compiled_with(
+        model, True, targets="sm89", profiles={"batch.images.0": {0: (1, 2, 7)}}
+    )
+    compiled({"images": [torch.ones(3, 4)]})
+    smallest, usual, largest = profile_of(session)[0]
+    assert (smallest[0], usual[0], largest[0]) == (1, 2, 7)
+
+
+@torch.no_grad()
+def test_examples_of_any_size_find_the_same_engine() -> None:
+    """Keyed by its example, a model would be built anew for each first sentence."""
+    digests, model = set(), nn.Linear(4, 4)
+    for length in (5, 900):
+        compiled, session = compiled_with(model, True, targets="sm89")
+        compiled(torch.ones(length, 4))
+        digests.add(session.graphs[0].engines[0].digest)
+    assert len(digests) == 1
+
+
+class PaddedByBuffer(nn.Module):
+    """Reads a number from a buffer, as Encodec does for the sizes of its padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = nn.Buffer(torch.tensor(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        step = self.step.item()
+        torch._check(step >= 0)
+        torch._check(step < 5)
+        return torch.nn.functional.pad(x, (step, 0)) * 2
+
+
+def test_number_from_a_buffer_is_a_size() -> None:
+    """With scalars captured, sizes may follow from frozen buffers: a call must not raise."""
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        report = singlecard.verify(PaddedByBuffer(), (torch.randn(1, 3, 8),))
+    assert report.mismatch is None
+    assert report.relative_l2 == 0

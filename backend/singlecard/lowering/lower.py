@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
 from singlecard.capture import ops
 from singlecard.capture.program import Program, module_path
+from singlecard.capture.spans import Triple
 from singlecard.errors import LoweringError
 from singlecard.lowering.call import Call, op_name
 from singlecard.lowering.outputs import used_entries
@@ -66,8 +68,10 @@ def output_name(index: int) -> str:
     return f"output_{index}"
 
 
-def lower(program: Program, segment: Segment) -> Lowered:
-    """Make the network of a segment.
+def lower(
+    program: Program, segment: Segment, spans: Mapping[sympy.Symbol, Triple] | None = None
+) -> Lowered:
+    """Make the network of a segment; ``spans`` are the ranges that the user gave sizes.
 
     Raises:
         NodeRefused: names the op, with TensorRT's own words.
@@ -75,7 +79,7 @@ def lower(program: Program, segment: Segment) -> Lowered:
     net = Net()
     values: dict[fx.Node, Any] = {}
     tensors = [node for node in segment.inputs if isinstance(node.meta["val"], torch.Tensor)]
-    sizes = Sizes(net)
+    sizes = Sizes(net, spans or {})
     net.size_of = sizes.of
     profiles: dict[str, Profile] = {}
     for index, node in enumerate(tensors):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sympy
 import torch
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod, ToFloat, TruncToInt
 
+from singlecard.capture.spans import Triple
 from singlecard.errors import LoweringError
 from singlecard.network.net import Net
 from singlecard.network.tensor import Size, Tensor
@@ -39,8 +41,8 @@ def expression(size: Any) -> sympy.Expr:
 class Sizes:
     """Knows which input extent each symbol is, and lowers expressions over them."""
 
-    def __init__(self, net: Net) -> None:
-        self.net = net
+    def __init__(self, net: Net, spans: Mapping[sympy.Symbol, Triple]) -> None:
+        self.net, self.spans = net, spans
         self.symbols: dict[sympy.Symbol, tuple[Tensor, int]] = {}
         self.known: dict[sympy.Expr, Size] = {}
 
@@ -106,17 +108,40 @@ class Sizes:
         self, shape: Sequence[Any]
     ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Return the smallest, the usual and the largest shape that a symbolic one can take."""
-        triples = [_range(size) for size in shape]
+        triples = [self._range(size) for size in shape]
         smallest, usual, largest = zip(*triples, strict=True)
         return smallest, usual, largest
 
+    def _range(self, size: Any) -> Triple:
+        if isinstance(size, int):
+            return size, size, size
+        environment, expr = size.node.shape_env, size.node.expr
+        triples = {
+            symbol: self.spans.get(symbol) or _known_range(environment, symbol)
+            for symbol in expr.free_symbols
+        }
+        values = [
+            int(expr.xreplace({symbol: triple[at] for symbol, triple in triples.items()}))
+            for at in range(3)
+        ]
+        low, high = min(values), max(values)
+        if not isinstance(expr, sympy.Symbol) and not self.spans.keys() & expr.free_symbols:
+            bounds = environment.bound_sympy(expr)  # a size may fall where a symbol rises
+            low = min(low, max(1, int(bounds.lower)))
+            high = max(high, int(bounds.upper)) if bounds.upper < UNBOUNDED else high
+        return low, min(max(values[1], low), high), high
 
-def _range(size: Any) -> tuple[int, int, int]:
-    if isinstance(size, int):
-        return size, size, size
-    environment = size.node.shape_env
-    bounds = environment.bound_sympy(size.node.expr)
-    hint = int(size.node.hint)
+
+def _known_range(environment: Any, symbol: sympy.Symbol) -> Triple:
+    """Return what PyTorch knows of a size.
+
+    What is usual does not depend on the example, so that any example finds the same engine.
+    """
+    bounds = environment.bound_sympy(symbol)
     low = max(1, int(bounds.lower))
-    high = int(bounds.upper) if bounds.upper < UNBOUNDED else max(UNBOUNDED, hint)
-    return low, min(max(hint, low), high), high
+    high = int(bounds.upper) if bounds.upper < UNBOUNDED else UNBOUNDED
+    examples = getattr(environment, "backed_var_to_val", None) or environment.var_to_val
+    hint = int(examples.get(symbol, 0))
+    while high < hint:
+        high *= 2
+    return low, min(max(round(math.sqrt(low * high)), low), high), high

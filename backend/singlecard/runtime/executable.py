@@ -40,7 +40,7 @@ class Executable:
             (place, tensor, _version(tensor)) for place, tensor in program.frozen.items()
         ]
         self._kept = {_memory(item) for item in self._constants.values() if item is not None}
-        self._sizes = _size_evaluator(program)
+        self._sizes = _size_evaluator(self._constants)
 
     def is_current(self, args: Sequence[Any]) -> bool:
         """Tell whether the weights in ``args`` are the frozen ones, unchanged since."""
@@ -135,11 +135,18 @@ def _retyped(
     ]
 
 
-def _size_evaluator(program: Program) -> Callable[[dict[fx.Node, Any]], Callable[[fx.Node], Any]]:
-    """Return what computes symbolic sizes of a call from the shapes of its inputs."""
+def _size_evaluator(
+    constants: dict[fx.Node, torch.Tensor | None],
+) -> Callable[[dict[fx.Node, Any]], Callable[[fx.Node], Any]]:
+    """Return what computes symbolic sizes of a call from the shapes of its inputs.
+
+    A size may also be the ``item()`` of a frozen buffer, where Dynamo captures scalars.
+    """
 
     def for_call(values: dict[fx.Node, Any]) -> Callable[[fx.Node], Any]:
         def evaluate(node: fx.Node) -> Any:
+            if node in constants:
+                return constants[node]
             if node not in values:
                 args = fx.map_arg(node.args, evaluate)
                 kwargs = fx.map_arg(node.kwargs, evaluate)

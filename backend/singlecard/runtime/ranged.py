@@ -1,0 +1,58 @@
+"""Calls outside of an engine's range, and calls that it cannot run, go to PyTorch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from singlecard.errors import RuntimeFailure
+from singlecard.lowering.lower import Lowered, Profile, input_name
+from singlecard.partition import Segment
+from singlecard.runtime.runners import Runner, tensor_places
+
+log = logging.getLogger("singlecard")
+
+
+def range_refusal(shapes: Mapping[str, Sequence[int]], profiles: Mapping[str, Profile]) -> str:
+    """Return why shapes are outside of an engine's range, or '' where they are inside."""
+    for name, span in profiles.items():
+        for axis, size in enumerate(shapes[name]):
+            low, high = span.smallest[axis], span.largest[axis]
+            if not low <= size <= high:
+                return f"axis {axis} of {name} has {size}, the engine was built for {low} to {high}"
+    return ""
+
+
+def in_range(run: Runner, lowered: Lowered, segment: Segment, instead: Runner | None) -> Runner:
+    """Return a runner that leaves to another what ``run`` cannot do, and says so once.
+
+    Args:
+        run: runs the network.
+        lowered: the network, with the ranges of its inputs.
+        segment: the ops it stands for.
+        instead: runs the same ops in PyTorch; None raises instead.
+    """
+    places = {input_name(at): place for at, place in enumerate(tensor_places(segment))}
+    told: set[str] = set()
+
+    def leave(reason: str, kind: str, values: Sequence[Any]) -> Sequence[Any]:
+        if instead is None:
+            raise RuntimeFailure(reason)
+        if kind not in told:
+            told.add(kind)
+            log.warning("%s: this part runs in PyTorch", reason)
+        return instead(values)
+
+    def call(values: Sequence[Any]) -> Sequence[Any]:
+        if lowered.profiles:
+            shapes = {name: values[place].shape for name, place in places.items()}
+            refusal = range_refusal(shapes, lowered.profiles)
+            if refusal:
+                return leave(refusal, "range", values)
+        try:
+            return run(values)
+        except RuntimeFailure as error:
+            return leave(str(error), str(error), values)
+
+    return call
