@@ -2,9 +2,9 @@
 
     python benchmarks/decode_forms.py > docs/decoding.md
 
-Layers of a Llama-style decoder: 1,024 wide, 16 query heads and 4 key heads of 64, feed-forward 2,048,
-a cache of 256 places, FP16, batch 1, built for SM89. Figures are for one layer more: those of three
-layers less those of two. No GPU is needed. The passes on decoders follow this table.
+Layers of a Llama-style decoder: 1,024 wide, 16 query heads and 4 key heads of 64, feed-forward
+2,048, a cache of 256 places, FP16, batch 1, built for SM89. Figures are for one layer more: those of
+three layers less those of two. No GPU is needed. The passes on decoders follow this table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TYPE = torch.float16
 
 @dataclass(frozen=True)
 class Form:
-    """One way to write a step: rotation, cache, attention, and a guard for rows that see nothing."""
+    """One way to write a step; ``guard`` gives zero to a query that sees no key."""
 
     name: str
     rotary: str = "apart"
