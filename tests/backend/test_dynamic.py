@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 import singlecard
 from singlecard.backend import compile_in
@@ -196,3 +203,83 @@ def test_number_from_a_buffer_is_a_size() -> None:
         report = singlecard.verify(PaddedByBuffer(), (torch.randn(1, 3, 8),))
     assert report.mismatch is None
     assert report.relative_l2 == 0
+
+
+def small_resnet() -> nn.Module:
+    torch.manual_seed(0)
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=5
+    )
+    return ResNetForImageClassification(config).eval()
+
+
+def small_llama() -> nn.Module:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        num_hidden_layers=2,
+        hidden_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=128,
+        vocab_size=100,
+        use_cache=False,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def images(batch: int, size: int) -> torch.Tensor:
+    return torch.randn(batch, 3, size, size + 8)
+
+
+def words(batch: int, length: int) -> torch.Tensor:
+    return torch.randint(0, 100, (batch, length))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "sizes"),
+    [
+        (small_resnet, images, range(32, 72, 7)),
+        (small_bert, words, range(3, 41, 6)),
+        (small_llama, words, range(3, 41, 6)),
+    ],
+    ids=["cnn", "encoder", "decoder"],
+)
+@torch.no_grad()
+def test_one_engine_is_right_over_its_whole_range(
+    model: Callable[[], nn.Module],
+    inputs: Callable[[int, int], torch.Tensor],
+    sizes: range,
+) -> None:
+    """An engine that is right for its example alone is wrong for every other customer."""
+    module = model()
+    compiled, session = compiled_with(module, True, targets="sm89", precision="fp32")
+    for place, size in enumerate((*sizes, sizes[0], sizes[-1])):
+        x = inputs(2 + place % 4, size)
+        result = compare(compiled(x)[0], module(x)[0])
+        assert result.mismatch is None and result.relative_l2 < 1e-5
+    (graph,) = session.graphs
+    assert graph.fallback == [] and len(graph.engines) == 1
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = 0.5
+
+    def forward(self, x: torch.Tensor, given: float) -> torch.Tensor:
+        return x * self.factor + x.pow(2).mean(-1, keepdim=True) * given
+
+
+@torch.no_grad()
+def test_numbers_of_a_module_are_constants_that_are_watched() -> None:
+    """With dynamic=True each epsilon of a decoder would stand between it and its engine."""
+    model, x = Scaled(), torch.randn(3, 4)
+    compiled, session = compiled_with(model, True, min_block_size=1)
+    torch.testing.assert_close(compiled(x, 2.5), model(x, 2.5))
+    (graph,) = session.graphs
+    names = {node.name for segment in graph.partition.segments for node in segment.inputs}
+    assert len(names) <= 3  # x, and what the caller gave
+    model.factor = 0.25
+    torch.testing.assert_close(compiled(x, 3.5), model(x, 3.5))
+    torch.testing.assert_close(compiled(x, 4.5), model(x, 4.5))
+    assert len(session.graphs) == 2

@@ -75,6 +75,17 @@ def test_two_branches_with_one_op_each_share_the_boundary() -> None:
     check_order(partition)
 
 
+def test_what_pytorch_can_do_first_splits_nothing() -> None:
+    """An op on an input of its own, before all engines: one engine after it, and not two."""
+
+    def model(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (x + 1) * 2 + y.sin() * 3
+
+    partition = divided(program_of(model, torch.ones(2), torch.ones(2)), is_sin)
+    assert names(partition) == [(False, 1), (True, 4)]
+    check_order(partition)
+
+
 def test_segments_do_not_wait_for_each_other() -> None:
     """An op that depends on both sides of a boundary must come after both: no cycle."""
 

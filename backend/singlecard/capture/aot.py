@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from singlecard.capture import ops
 from singlecard.capture.composite import kept_whole
 from singlecard.capture.decompose import DECOMPOSITIONS
+from singlecard.capture.numbers import freeze_numbers
 from singlecard.capture.program import Program
 from singlecard.capture.results import describe_results
 from singlecard.capture.statistics import has_batch_norm
@@ -116,6 +117,7 @@ def capture(
     belong to another instance of the same module, lead to another Program.
     """
     copy = fx.GraphModule(module, copy_graph(module.graph))
+    freeze_numbers(copy.graph)
     keep_whole(copy.graph)
     copy.recompile()
     normalizes = has_batch_norm(module.graph)

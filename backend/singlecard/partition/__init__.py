@@ -111,10 +111,11 @@ def _segments(program: Program, reasons: dict[fx.Node, str]) -> tuple[Segment, .
         if isinstance(source, fx.Node) and source in level:
             level[node] = level[source]
         else:
-            # Even levels are TensorRT's, odd ones PyTorch's.
+            # Even levels are TensorRT's, odd ones PyTorch's. PyTorch begins: what it needs nothing
+            # of an engine for keeps no engine waiting.
             kind = 1 if node in reasons else 0
             before = [level[arg] for arg in node.all_input_nodes if arg in level]
-            latest = max(before, default=0)
+            latest = max(before, default=-1)
             level[node] = latest + ((latest & 1) ^ kind)
         groups.setdefault(level[node], []).append(node)
     return tuple(_segment(program, group, at % 2 == 0) for at, group in sorted(groups.items()))
