@@ -3,8 +3,8 @@
     python benchmarks/decode_forms.py > docs/decoding.md
 
 Layers of a Llama-style decoder: 1,024 wide, 16 query heads and 4 key heads of 64, feed-forward
-2,048, a cache of 256 places, FP16, batch 1, built for SM89. Figures are for one layer more: those of
-three layers less those of two. No GPU is needed. The passes on decoders follow this table.
+2,048, a cache of 256 places, FP16, batch 1, built for SM89. Figures are for one layer more: those
+of three layers less those of two. No GPU is needed. The passes on decoders follow this table.
 """
 
 from __future__ import annotations

@@ -201,7 +201,8 @@ def test_every_mutation_is_accounted_for() -> None:
 def test_a_singular_matrix_raises_and_the_rest_is_lowered(precision: str) -> None:
     """A model that inverts one matrix would run in eager PyTorch as a whole, or never raise."""
     module = Solve()
-    session = Session(Options.parse({"precision": precision, "min_block_size": 1}), "reference", build=False)
+    options = Options.parse({"precision": precision, "min_block_size": 1})
+    session = Session(options, "reference", build=False)
     compiled = torch.compile(module, backend=lambda *args: compile_in(session, *args))
     x = torch.eye(4) * 2 + 1
     with torch.no_grad():

@@ -115,7 +115,8 @@ def test_an_op_left_out_is_told_once_with_its_line(
     command: Any, model: Model, tmp_path: Path
 ) -> None:
     """A user looks for the line to change."""
-    done = command("build", model("partly_lowered"), "--cache-dir", tmp_path, "--json", "--min-block-size", 1)
+    given = ("--cache-dir", tmp_path, "--json", "--min-block-size", 1)
+    done = command("build", model("partly_lowered"), *given)
     assert done.status == 0 and done.document["engines"]
     ((op, reason, line),) = done.document["fallback"]
     assert "bessel_j0" in op and op in reason

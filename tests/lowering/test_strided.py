@@ -35,7 +35,7 @@ def test_offsets_count_from_the_start_of_the_memory() -> None:
 @torch.no_grad()
 def test_memory_beyond_the_tensor_stays_in_pytorch() -> None:
     """An engine has no memory behind its tensors: reading there must not be attempted."""
-    session = Session(Options(), "reference", build=False)
+    session = Session(Options(min_block_size=1), "reference", build=False)
 
     def model(x: torch.Tensor) -> torch.Tensor:
         return x.view(2, 4)[1].as_strided((2, 2), (1, 2), 0) + 1

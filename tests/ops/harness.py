@@ -128,7 +128,7 @@ def run_call(
         return Outcome(EAGER, f"eager PyTorch raises: {first_line(error)}")
     if _is_random(eager, tensors, expected):
         return Outcome(RANDOM, "eager PyTorch answers differently each time")
-    session = Session(Options(), "reference", build=False)
+    session = Session(Options(min_block_size=1), "reference", build=False)
     try:
         compiled = capture(module, copies(tensors), _compiler(session, build))
         outputs = compiled(*inputs)
@@ -188,8 +188,8 @@ def _compiler(session: Session, build: bool) -> Callable[[Any], Any]:
 
     original = sessions.lower
 
-    def lower_and_build(program: Any, segment: Any) -> Any:
-        lowered = original(program, segment)
+    def lower_and_build(program: Any, segment: Any, spans: Any) -> Any:
+        lowered = original(program, segment, spans)
         with tempfile.TemporaryDirectory() as folder, Path(folder, "plan").open("wb") as file:
             build_plan(lowered.net, lowered.profiles, session.settings, file)
         return lowered

@@ -14,8 +14,8 @@ from singlecard.network.tensor import Tensor
 def rotary(net: Net, input: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Pairs of elements, neighbours or from the two halves of the last axis, turned by angles.
 
-    Written out: the builder fuses it to the same kernels as the rotary layer (docs/decoding.md), and
-    the layer takes no more than one angle for each place of a sequence.
+    Written out: the builder fuses it to the same kernels as the rotary layer (docs/decoding.md),
+    and the layer takes no more than one angle for each place of a sequence.
     """
     last = input.ndim - 1
     half = input.shape[last] // 2
