@@ -35,6 +35,7 @@ class Form:
     mask: str = ""
     key_heads: int = HEADS
     bias: str = "none"
+    cap: bool = False
 
 
 FORMS = (
@@ -47,6 +48,9 @@ FORMS = (
     Form("written out, boolean mask selects scores", mask="where"),
     Form("attention layer, causal", layer=True, mask="causal"),
     Form("written out, constant causal mask selects scores", mask="causal"),
+    Form("written out, constant sliding window selects scores", mask="window"),
+    Form("written out, ALiBi as a constant added to causal scores", mask="alibi"),
+    Form("written out, scores soft-capped, causal", mask="causal", cap=True),
     Form("attention layer, 4 key heads", layer=True, key_heads=4),
     Form("written out, 4 key heads repeated by broadcast", key_heads=4),
     Form("written out, biases on q, k, v", bias="all"),
@@ -93,6 +97,13 @@ class Block:
             return net.input("mask", torch.bool, (1, 1, 1, LENGTH))
         if kind == "causal" and not self.form.layer:
             return net.constant(torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool).tril())
+        places = torch.arange(LENGTH)
+        back = places[:, None] - places
+        if kind == "window":
+            return net.constant(((back >= 0) & (back < LENGTH // 4))[None, None])
+        if kind == "alibi":
+            slopes = torch.logspace(-1, -8, HEADS, base=2.0).reshape(1, HEADS, 1, 1)
+            return net.constant((-back * slopes).masked_fill(back < 0, -65504.0).to(TYPE))
         return None
 
     def attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -123,6 +134,8 @@ class Block:
     def written_out(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         net = self.net
         scores = net.matmul(q, k, transpose_b=True)
+        if self.form.cap:
+            scores = net.times(net.activation("TANH", net.times(scores, 1 / 50)), 50.0)
         if mask is not None and mask.dtype == torch.bool:
             scores = net.where(mask, scores, net.scalar(-65504.0, TYPE, 4))
         elif mask is not None:

@@ -8,6 +8,8 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
+from singlecard.capture.sources import is_of_module, source_of
+
 
 def freeze_numbers(graph: fx.Graph) -> None:
     """Put the value of a module's own floating-point number where the graph reads it.
@@ -20,10 +22,8 @@ def freeze_numbers(graph: fx.Graph) -> None:
     number the model is compiled again. Numbers that the caller gives stay inputs.
     """
     for node in graph.find_nodes(op="placeholder"):
-        held, value = node.meta.get("grapharg"), node.meta.get("example_value")
-        source = getattr(held, "source", None)
-        memo: Any = getattr(value, "item_memo", None)
-        if not isinstance(memo, torch.SymFloat) or source is None or not _is_module_s(source.name):
+        memo: Any = getattr(node.meta.get("example_value"), "item_memo", None)
+        if not isinstance(memo, torch.SymFloat) or not is_of_module(source_of(node)):
             continue
         readers = list(node.users)
         if all(user.op == "call_method" and user.target == "item" for user in readers):
@@ -31,8 +31,3 @@ def freeze_numbers(graph: fx.Graph) -> None:
             for user in readers:
                 user.replace_all_uses_with(number)
                 graph.erase_node(user)
-
-
-def _is_module_s(name: str) -> bool:
-    """Tell whether a source is an attribute of the compiled module, or of one inside of it."""
-    return name.startswith(("L['self'].", "L['fn']."))

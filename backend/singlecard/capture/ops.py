@@ -75,9 +75,7 @@ def _rms_norm_fake(input: torch.Tensor, weight: torch.Tensor | None, eps: float)
     return torch.empty_like(input)
 
 
-def _grouped_mm(
-    input: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor
-) -> torch.Tensor:
+def _grouped_mm(input: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """Rows up to each offset times the matrix of that group; zero behind the last."""
     result = input.new_zeros(input.shape[0], weight.shape[2])
     start = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,27 +9,12 @@ import sympy
 import torch
 from torch import fx
 
+from singlecard.capture.sources import input_path, is_of_module, source_of
 from singlecard.options import Span
 from singlecard.warning import warn_once
 
 #: Smallest, usual and largest value of a size.
 Triple = tuple[int, int, int]
-
-_PIECE = re.compile(r"\['?([^\[\]']+)'?\]|\.(\w+)")
-
-
-def input_path(source: str) -> str:
-    """Return how a person names an input.
-
-    >>> input_path("L['batch']['images'][0]")
-    'batch.images.0'
-    >>> input_path("L['kwargs']['input_ids']"), input_path("L['args'][0]")
-    ('input_ids', '0')
-    """
-    pieces = [first or second for first, second in _PIECE.findall(source)]
-    if pieces[0] in ("args", "kwargs") and len(pieces) > 1:  # what Dynamo sees of a module's call
-        pieces = pieces[1:]
-    return ".".join(pieces)
 
 
 def symbols_of(module: fx.GraphModule, spans: Sequence[Span]) -> dict[sympy.Symbol, Triple]:
@@ -44,10 +28,9 @@ def symbols_of(module: fx.GraphModule, spans: Sequence[Span]) -> dict[sympy.Symb
         return {}
     shapes: dict[str, Sequence[Any]] = {}
     for node in module.graph.find_nodes(op="placeholder"):
-        value, held = node.meta.get("example_value"), node.meta.get("grapharg")
-        source = getattr(held, "source", None)
-        if isinstance(value, torch.Tensor) and source and "._" not in source.name:  # no weight
-            shapes[input_path(source.name)] = value.shape
+        value, source = node.meta.get("example_value"), source_of(node)
+        if isinstance(value, torch.Tensor) and source and not is_of_module(source):
+            shapes[input_path(source)] = value.shape
     found: dict[sympy.Symbol, Triple] = {}
     for span in spans:
         reason = _add(found, shapes, span)
