@@ -42,6 +42,7 @@ BAD: list[dict[str, Any]] = [
     {"execution": "gpu"},
     {"strict": "yes"},
     {"strict": 1},
+    {"demote_float64": 1},
     {"min_block_size": 0},
     {"min_block_size": 1.5},
     {"min_block_size": True},

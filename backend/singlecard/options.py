@@ -48,6 +48,8 @@ class Options:
             arithmetic with PyTorch ops, on any device; ``"eager"`` builds engines where targets
             are given, and answers with PyTorch.
         strict: raise instead of leaving a part of the model to eager PyTorch.
+        demote_float64: compute the model's float64 parts in FP32, which engines have. Without it
+            they stay in eager PyTorch.
         cache_dir: folder of built engines. None: ``SINGLECARD_CACHE`` or the user's cache folder.
         min_block_size: an engine with fewer ops than this is left to eager PyTorch. None: where a
             graph is cut, engines that are not worth a call by an estimate; 1: none.
@@ -67,6 +69,7 @@ class Options:
     targets: tuple[str, ...] | None = None
     execution: Execution = "auto"
     strict: bool = False
+    demote_float64: bool = False
     cache_dir: Path | None = None
     min_block_size: int | None = None
     exclude_ops: tuple[str, ...] = ()
@@ -122,8 +125,9 @@ class Options:
             values["profiles"] = _spans(values["profiles"])
         _check_number(values, "min_block_size", 1)
         _check_number(values, "workspace_bytes", 1)
-        if not isinstance(values.get("strict", False), bool):
-            raise OptionError(f"option strict={values['strict']!r} is not valid: True or False")
+        for key in ("strict", "demote_float64"):
+            if not isinstance(values.get(key, False), bool):
+                raise OptionError(f"option {key}={values[key]!r} is not valid: True or False")
         return cls(**values)
 
 

@@ -27,6 +27,7 @@ from singlecard.partition import Fallback, Partition, Segment, divide
 from singlecard.partition.exclusion import exclusion
 from singlecard.passes import simplify
 from singlecard.precision.casts import lower_precision
+from singlecard.precision.demote import demote_float64
 from singlecard.runtime.engine import EngineRunner
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.ranged import in_range
@@ -143,6 +144,8 @@ class Session:
         if low is not None:
             check_types([self.options.precision], self.options.targets or ())
         with self.timed("passes"):
+            if self.options.demote_float64:
+                demote_float64(program)
             simplify(program)
             if low is not None:
                 stays = {node for node in program.calls() if _stays(node, reason_of)}

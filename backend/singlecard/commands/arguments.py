@@ -63,6 +63,12 @@ def add_options(parser: Parser) -> None:
         "--strict", action="store_true", default=None, help="fail if an op stays in PyTorch"
     )
     group.add_argument(
+        "--demote-float64",
+        action="store_true",
+        default=None,
+        help="compute float64 parts in FP32; they stay in PyTorch otherwise",
+    )
+    group.add_argument(
         "--min-block-size",
         type=int,
         metavar="OPS",
@@ -105,6 +111,7 @@ def options_from(given: argparse.Namespace) -> Options:
         "precision",
         "targets",
         "strict",
+        "demote_float64",
         "min_block_size",
         "exclude_ops",
         "exclude_modules",
