@@ -86,6 +86,21 @@ def test_what_pytorch_can_do_first_splits_nothing() -> None:
     check_order(partition)
 
 
+def test_no_value_crosses_twice() -> None:
+    """Written in FP16 for the next engine and in FP32 for PyTorch, a value costs three times."""
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        half = (x + 1).half()
+        return (half.float().sin() + 1).half() * half
+
+    partition = divided(program_of(model, torch.ones(2)), is_sin)
+    check_order(partition)
+    first, eager, _ = partition.segments
+    assert [node.meta["val"].dtype for node in first.outputs] == [torch.float16]
+    assert not eager.lowered
+    assert [fallback.op for fallback in partition.fallback] == ["aten.sin"]
+
+
 def test_segments_do_not_wait_for_each_other() -> None:
     """An op that depends on both sides of a boundary must come after both: no cycle."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import fx
 
 from singlecard.capture.program import Program, source_line
 from singlecard.lowering.call import op_name
-from singlecard.partition.islands import is_worth_its_call
+from singlecard.partition.islands import VIEWS, is_worth_its_call
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,12 @@ def divide(
             reason = refusal(node)
             if reason is not None:
                 reasons[node] = reason
-    segments = _segments(program, reasons)
+    segments = _segments(program, reasons, frozenset())
     while small := _small_blocks(segments, min_block_size):
         reasons.update(small)  # blocks that stood behind these may move apart, and be small now
-        segments = _segments(program, reasons)
+        segments = _segments(program, reasons, frozenset())
+    if again := _crossing_again(segments):
+        segments = _segments(program, reasons, again)
     counted = [node for node in program.calls() if _is_counted(node)]
     fallback = tuple(
         Fallback(op_name(node), reason, source_line(node)) for node, reason in reasons.items()
@@ -101,7 +103,31 @@ def _small_blocks(segments: Sequence[Segment], min_block_size: int | None) -> di
     return reasons
 
 
-def _segments(program: Program, reasons: dict[fx.Node, str]) -> tuple[Segment, ...]:
+#: Ops whose result is another look at their argument.
+_LOOKS = VIEWS | {torch.ops.aten._to_copy.default}
+
+
+def _crossing_again(segments: Sequence[Segment]) -> frozenset[fx.Node]:
+    """Return casts and views for PyTorch alone, of values that leave their engine as they are too.
+
+    An engine that gives a value in FP16 for the next engine, and its cast to FP32 for the ops
+    between them, writes it twice; PyTorch casts what it needs.
+    """
+    eager = {node for segment in segments if not segment.lowered for node in segment.nodes}
+    return frozenset(
+        node
+        for segment in segments
+        if segment.lowered
+        for node in segment.outputs
+        if node.target in _LOOKS
+        and node.args[0] in segment.outputs
+        and all(user in eager for user in node.users)
+    )
+
+
+def _segments(
+    program: Program, reasons: Mapping[fx.Node, str], in_pytorch: Set[fx.Node]
+) -> tuple[Segment, ...]:
     level: dict[fx.Node, int] = {}
     groups: dict[int, list[fx.Node]] = {}
     for node in program.calls():
@@ -113,7 +139,7 @@ def _segments(program: Program, reasons: dict[fx.Node, str]) -> tuple[Segment, .
         else:
             # Even levels are TensorRT's, odd ones PyTorch's. PyTorch begins: what it needs nothing
             # of an engine for keeps no engine waiting.
-            kind = 1 if node in reasons else 0
+            kind = 1 if node in reasons or node in in_pytorch else 0
             before = [level[arg] for arg in node.all_input_nodes if arg in level]
             latest = max(before, default=-1)
             level[node] = latest + ((latest & 1) ^ kind)

@@ -28,7 +28,7 @@ BYTES = 2.0 * 2**20
 OPERATIONS = 1.2e8
 
 #: Ops that PyTorch answers with another view of the same memory.
-_VIEWS = frozenset(
+VIEWS = frozenset(
     {
         aten.view.default,
         aten._unsafe_view.default,
@@ -67,7 +67,7 @@ def is_worth_its_call(nodes: Iterable[fx.Node]) -> bool:
     inside = set(nodes)
     saved = 0.0
     for node in inside:
-        if node.target not in _VIEWS:
+        if node.target not in VIEWS:
             saved += 1 + _work(node) / OPERATIONS
             if node.users and all(user in inside for user in node.users):
                 saved += 2 * _bytes(node) / BYTES  # written and read again

@@ -148,7 +148,8 @@ GRAPH_BREAK = "graph break"
 
 
 def _reason_of(text: str) -> str:
-    """Return Dynamo's own words on a graph break, without its advice."""
+    """Return Dynamo's own words on a graph break, and the setting that avoids it if any does."""
     lines = [line.strip() for line in text.splitlines()]
     said = [line.removeprefix("Explanation: ") for line in lines if line.startswith("Explanation:")]
-    return f"Dynamo cannot capture this: {'. '.join([lines[0].rstrip('.'), *said])}"
+    said += [line.removeprefix("Hint: ") for line in lines if line.startswith("Hint: Set ")]
+    return f"Dynamo cannot capture this: {' '.join([lines[0].rstrip('.') + '.', *said])}"
