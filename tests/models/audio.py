@@ -70,7 +70,7 @@ def audio_spectrogram_transformer() -> Case:
 
 
 # Computes the sizes of its padding with tensors, by `item()`.
-@architecture("audio", left_out=39, engines=18)
+@architecture("audio", left_out=32, engines=25)
 def encodec_decoder() -> Case:
     config = T.EncodecConfig(
         num_filters=4,
