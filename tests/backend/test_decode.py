@@ -93,6 +93,32 @@ def test_step_is_one_engine_of_at_most_ten_kernels_a_layer() -> None:
     assert engine.report.kernel_count <= 10 * LAYERS
 
 
+@pytest.mark.parametrize("dynamic", [True, None])
+@torch.no_grad()
+def test_prompts_of_any_length_share_engines(dynamic: bool | None) -> None:
+    """People do not write prompts of one length: each new one would be built for minutes."""
+    model = small_llama()
+    session = Session(Options.parse({"targets": "sm89"}), "reference", True)
+    compiled = torch.compile(model, backend=backend_of(session), dynamic=dynamic)
+    for lengths in ((5, 4, 1), (7, 3, 1), (9, 6, 1), (3, 8, 1)):
+        caches = [StaticCache(config=CONFIG, max_cache_len=32) for _ in range(2)]
+        place = 0
+        for length in lengths:
+            words = torch.arange(2 * length).reshape(2, length) * 7 % 300
+            positions = torch.arange(place, place + length).expand(2, -1)
+            expected, got = (
+                run(input_ids=words, position_ids=positions, past_key_values=cache).logits
+                for run, cache in zip((model, compiled), caches, strict=True)
+            )
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+            place += length
+        for one, other in zip(caches[0].layers, caches[1].layers, strict=True):
+            torch.testing.assert_close(one.keys, other.keys, rtol=1e-4, atol=1e-5)
+    assert [graph.fallback for graph in session.graphs] == [[]] * len(session.graphs)
+    assert [len(graph.engines) for graph in session.graphs] == [1] * len(session.graphs)
+    assert len(session.graphs) <= (3 if dynamic else 5)
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_generate_works_unchanged(padded: bool) -> None:
     """``generate`` of transformers is what people call: it must find the words of eager mode."""

@@ -279,7 +279,7 @@ def small(factor: float = 2.0) -> Lowered:
     net = Net()
     x = net.input("input_0", torch.float32, (4, 4))
     net.mark_output(net.matmul(x, net.constant(torch.full((4, 4), factor))), "output_0")
-    return Lowered(net, (), (), {}, {})
+    return Lowered(net, (), (), {}, {}, {})
 
 
 SETTINGS = BuildSettings(("sm89",))

@@ -9,6 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from singlecard.backend import compile_in
+from singlecard.options import Options
+from singlecard.session import Session
 from tests.lowering.check import check_sizes
 
 Shapes = Sequence[Sequence[int]]
@@ -74,3 +77,19 @@ def test_sequences(name: str) -> None:
 def test_images(name: str) -> None:
     """One engine for all image sizes of a range."""
     check_sizes(_ON_IMAGES[name], _IMAGES, build=name == "to the size of another")
+
+
+def test_number_of_the_caller_is_a_size() -> None:
+    """A length that the caller gives, and no tensor has, would leave the op to PyTorch."""
+
+    def model(x: torch.Tensor, count: int) -> torch.Tensor:
+        return torch.arange(count) + x.new_ones(2 * count - 1).sum()
+
+    session = Session(Options.parse({"targets": "sm89", "min_block_size": 1}), "reference", True)
+    compiled = torch.compile(
+        model, backend=lambda *given: compile_in(session, *given), dynamic=True
+    )
+    for count in (5, 9, 2, 30):
+        torch.testing.assert_close(compiled(torch.ones(3), count), model(torch.ones(3), count))
+    (graph,) = session.graphs
+    assert graph.fallback == [] and len(graph.engines) == 1

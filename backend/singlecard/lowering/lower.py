@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from singlecard.capture.spans import Triple
 from singlecard.errors import LoweringError
 from singlecard.lowering.call import Call, op_name
 from singlecard.lowering.outputs import used_entries
-from singlecard.lowering.sizes import Sizes
+from singlecard.lowering.sizes import Sizes, expression
 from singlecard.lowering.table import table
 from singlecard.network.net import Net
 from singlecard.network.tensor import Tensor
@@ -50,6 +51,8 @@ class Lowered:
         inputs: for each network input, its node in the Program.
         outputs: for each network output, its node.
         profiles: the range of each dynamic input, by input name.
+        extents: for each network input that stands for a number, by its length alone, the number's
+            place among the segment's inputs.
         in_place: for each output that lies in an input's memory, its place and the input's.
     """
 
@@ -58,6 +61,7 @@ class Lowered:
     outputs: tuple[fx.Node, ...]
     profiles: dict[str, Profile]
     in_place: dict[int, int]
+    extents: dict[str, int]
 
 
 def input_name(index: int) -> str:
@@ -66,6 +70,10 @@ def input_name(index: int) -> str:
 
 def output_name(index: int) -> str:
     return f"output_{index}"
+
+
+def extent_name(place: int) -> str:
+    return f"extent_{place}"
 
 
 def lower(
@@ -81,6 +89,7 @@ def lower(
     tensors = [node for node in segment.inputs if isinstance(node.meta["val"], torch.Tensor)]
     sizes = Sizes(net, spans or {})
     net.size_of = sizes.of
+    sizes.limits = _limits(segment)
     profiles: dict[str, Profile] = {}
     for index, node in enumerate(tensors):
         fake = node.meta["val"]
@@ -89,6 +98,11 @@ def lower(
         sizes.learn(fake.shape, values[node])
         if -1 in shape:
             profiles[input_name(index)] = Profile(*sizes.ranges(fake.shape))
+    extents: dict[str, int] = {}
+    for place, node in enumerate(segment.inputs):
+        if isinstance(node.meta["val"], torch.SymInt):
+            make = functools.partial(_extent, net, sizes, profiles, extents, place, node)
+            sizes.given.setdefault(expression(node.meta["val"]), make)
     for node in segment.nodes:
         try:
             _lower_node(net, program, sizes, node, values)
@@ -103,7 +117,34 @@ def lower(
         for index, node in enumerate(outputs)
         if node.target == ops.update_cache
     }
-    return Lowered(net, tuple(tensors), outputs, profiles, in_place)
+    return Lowered(net, tuple(tensors), outputs, profiles, in_place, extents)
+
+
+def _limits(segment: Segment) -> dict[sympy.Symbol, int]:
+    """Return the largest lengths that fit into the caches that a segment writes to."""
+    limits: dict[sympy.Symbol, int] = {}
+    for node in segment.nodes:
+        if node.target == ops.update_cache:
+            cache, update = (arg.meta["val"].shape[2] for arg in node.all_input_nodes[:2])
+            symbol = expression(update)
+            if isinstance(symbol, sympy.Symbol) and isinstance(cache, int):
+                limits[symbol] = min(cache, limits.get(symbol, cache))
+    return limits
+
+
+def _extent(
+    net: Net,
+    sizes: Sizes,
+    profiles: dict[str, Profile],
+    extents: dict[str, int],
+    place: int,
+    node: fx.Node,
+) -> Tensor:
+    """Add an input whose length is a number that no tensor has as its extent; it holds nothing."""
+    name = extent_name(place)
+    tensor = net.input(name, torch.bool, [-1])
+    profiles[name], extents[name] = Profile(*sizes.ranges([node.meta["val"]])), place
+    return tensor
 
 
 def _lower_node(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -45,6 +45,10 @@ class Sizes:
         self.net, self.spans = net, spans
         self.symbols: dict[sympy.Symbol, tuple[Tensor, int]] = {}
         self.known: dict[sympy.Expr, Size] = {}
+        #: Largest values of symbols whose end PyTorch does not know.
+        self.limits: dict[sympy.Symbol, int] = {}
+        #: Numbers that the caller hands over, and what makes an input of one when it is needed.
+        self.given: dict[sympy.Expr, Callable[[], Tensor]] = {}
 
     def learn(self, shape: Sequence[Any], tensor: Tensor) -> None:
         """Note that ``tensor``, a network input, has this symbolic shape."""
@@ -71,7 +75,11 @@ class Sizes:
         if expr.is_Integer:
             return int(expr)
         if expr not in self.known:
-            self.known[expr] = self._lower(expr)
+            follows = expr.free_symbols <= self.symbols.keys()
+            if expr in self.given and not follows:
+                self.known[expr] = self.net.size(self.given[expr](), 0)
+            else:
+                self.known[expr] = self._lower(expr)
         return self.known[expr]
 
     def _lower(self, expr: sympy.Expr) -> Size:
@@ -116,10 +124,7 @@ class Sizes:
         if isinstance(size, int):
             return size, size, size
         environment, expr = size.node.shape_env, size.node.expr
-        triples = {
-            symbol: self.spans.get(symbol) or _known_range(environment, symbol)
-            for symbol in expr.free_symbols
-        }
+        triples = {symbol: self._triple(environment, symbol) for symbol in expr.free_symbols}
         values = [
             int(expr.xreplace({symbol: triple[at] for symbol, triple in triples.items()}))
             for at in range(3)
@@ -131,15 +136,23 @@ class Sizes:
             high = max(high, int(bounds.upper)) if bounds.upper < UNBOUNDED else high
         return low, min(max(values[1], low), high), high
 
+    def _triple(self, environment: Any, symbol: sympy.Symbol) -> Triple:
+        limit = self.limits.get(symbol, UNBOUNDED)
+        if symbol in self.spans:  # what the user gave stands, but for what fits into no cache
+            low, usual, high = self.spans[symbol]
+            limit = max(low, self.limits.get(symbol, high))
+            return low, min(usual, limit), min(high, limit)
+        return _known_range(environment, symbol, limit)
 
-def _known_range(environment: Any, symbol: sympy.Symbol) -> Triple:
-    """Return what PyTorch knows of a size.
+
+def _known_range(environment: Any, symbol: sympy.Symbol, limit: int) -> Triple:
+    """Return what PyTorch knows of a size, and what we know, ``limit``.
 
     What is usual does not depend on the example, so that any example finds the same engine.
     """
     bounds = environment.bound_sympy(symbol)
     low = max(1, int(bounds.lower))
-    high = int(bounds.upper) if bounds.upper < UNBOUNDED else UNBOUNDED
+    high = int(bounds.upper) if bounds.upper < limit else limit
     examples = getattr(environment, "backed_var_to_val", None) or environment.var_to_val
     hint = int(examples.get(symbol, 0))
     while high < hint:

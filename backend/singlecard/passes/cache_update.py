@@ -31,6 +31,8 @@ def name_cache_update(program: Program, node: fx.Node) -> bool:
         return False
     if len(shape_of(cache)) != 4 or dim % 4 != 2 or not cache.meta["val"].is_floating_point():
         return False
+    if not all(isinstance(size, int) for size in shape_of(cache)[1:]):
+        return False  # the layer takes a cache of known length
     if not is_written_back(program, node, cache) or len(cache.users) != 1:
         return False
     if shape_of(update)[:2] != shape_of(cache)[:2]:  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from singlecard.engine.build import Engine
 from singlecard.lowering.lower import Lowered, input_name, output_name
 from singlecard.network.executing import LoadedEngine
 from singlecard.partition import Segment
-from singlecard.runtime.runners import tensor_places
+from singlecard.runtime.runners import feeds_of, tensor_places
 
 
 class EngineRunner:
@@ -36,8 +36,9 @@ class EngineRunner:
             segment: the ops it stands for.
         """
         self.plan = engine.plan
-        self.places = tensor_places(segment)
-        self.inputs = [input_name(index) for index in range(len(self.places))]
+        self.feed = feeds_of(lowered, segment)
+        tensors = [input_name(index) for index in range(len(tensor_places(segment)))]
+        self.inputs = [*tensors, *lowered.extents]
         self.outputs = [output_name(index) for index in range(len(lowered.outputs))]
         self.in_place = {
             self.outputs[output]: self.inputs[place] for output, place in lowered.in_place.items()
@@ -47,7 +48,7 @@ class EngineRunner:
         self._lock = threading.Lock()
 
     def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
-        tensors = [values[place] for place in self.places]
+        tensors = list(self.feed(values).values())
         return self._engine(tensors[0].device if tensors else self.device)(tensors)
 
     def _engine(self, device: torch.device) -> LoadedEngine:

@@ -33,7 +33,9 @@ def in_range(run: Runner, lowered: Lowered, segment: Segment, instead: Runner | 
         segment: the ops it stands for.
         instead: runs the same ops in PyTorch; None raises instead.
     """
-    places = {input_name(at): place for at, place in enumerate(tensor_places(segment))}
+    places: dict[str, int] = {
+        input_name(at): place for at, place in enumerate(tensor_places(segment))
+    }
     told: set[str] = set()
 
     def leave(reason: str, kind: str, values: Sequence[Any]) -> Sequence[Any]:
@@ -47,6 +49,7 @@ def in_range(run: Runner, lowered: Lowered, segment: Segment, instead: Runner | 
     def call(values: Sequence[Any]) -> Sequence[Any]:
         if lowered.profiles:
             shapes = {name: values[place].shape for name, place in places.items()}
+            shapes |= {name: (int(values[place]),) for name, place in lowered.extents.items()}
             refusal = range_refusal(shapes, lowered.profiles)
             if refusal:
                 return leave(refusal, "range", values)

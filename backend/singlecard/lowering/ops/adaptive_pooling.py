@@ -54,9 +54,7 @@ def _mean_matrix(size: int, out: int) -> torch.Tensor:
 
 @lowers(aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default)
 @accepts(dtype("self").floating, INDICES, _STATIC)
-def adaptive_max_pool(
-    net: Net, self: Tensor, output_size: Sequence[int]
-) -> list[Tensor | None]:
+def adaptive_max_pool(net: Net, self: Tensor, output_size: Sequence[int]) -> list[Tensor | None]:
     """Maximum over windows that divide each axis as evenly as it goes, and where it stands."""
     count = len(output_size)
     x = batched(net, self, count)

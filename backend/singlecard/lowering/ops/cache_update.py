@@ -5,14 +5,23 @@ from __future__ import annotations
 import torch
 
 from singlecard.capture import ops
-from singlecard.lowering.conditions import dtype, rank
+from singlecard.lowering.conditions import dtype, rank, when
 from singlecard.lowering.declaration import accepts, lowers
 from singlecard.network.net import Net
 from singlecard.network.tensor import Size, Tensor
 
 
 @lowers(ops.update_cache)
-@accepts(dtype("cache").floating, rank("cache").between(4, 4), dtype("position").integral)
+@accepts(
+    dtype("cache").floating,
+    rank("cache").between(4, 4),
+    when(
+        "the cache's heads, length and width are known",
+        lambda call: all(isinstance(size, int) for size in call.values["cache"].shape[1:]),
+        lambda call: list(call.values["cache"].shape),
+    ),
+    dtype("position").integral,
+)
 def update_cache(net: Net, cache: Tensor, update: Tensor, position: Tensor) -> Tensor:
     """A cache [B, N, T, H] with an update [B, N, S, H] written from a position on.
 

@@ -40,9 +40,7 @@ def constant_pad_nd(net: Net, self: Tensor, pad: Sequence[Size], value: Number =
     return padded(net, self, pad, "FILL", value)
 
 
-@lowers(
-    aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default
-)
+@lowers(aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default)
 def reflection_pad(net: Net, self: Tensor, padding: Sequence[Size]) -> Tensor:
     """The tensor mirrored at its edges, which are not repeated."""
     return padded(net, self, padding, "REFLECT")
@@ -54,4 +52,3 @@ def reflection_pad(net: Net, self: Tensor, padding: Sequence[Size]) -> Tensor:
 def replication_pad(net: Net, self: Tensor, padding: Sequence[Size]) -> Tensor:
     """The edges of the tensor repeated."""
     return padded(net, self, padding, "CLAMP")
-

@@ -51,7 +51,10 @@ def batched(net: Net, x: Tensor, count: int) -> Tensor:
 
 
 def _overhang(
-    sizes: Sequence[int], out: Sequence[int], window: Sequence[int], stride: Sequence[int],
+    sizes: Sequence[int],
+    out: Sequence[int],
+    window: Sequence[int],
+    stride: Sequence[int],
     padding: Sequence[int],
 ) -> list[int]:
     """Return how far the last windows reach beyond the end of each axis."""
@@ -82,10 +85,12 @@ def _window_of(call: Call) -> list[int]:
 
 INDICES = when(
     f"extents are known and a window has <= {LARGEST_WINDOW} elements, where indices are used",
-    lambda call: not _has_indices(call)
-    or (
-        all(isinstance(size, int) for size in spatial(call))
-        and math.prod(_window_of(call)) <= LARGEST_WINDOW
+    lambda call: (
+        not _has_indices(call)
+        or (
+            all(isinstance(size, int) for size in spatial(call))
+            and math.prod(_window_of(call)) <= LARGEST_WINDOW
+        )
     ),
     lambda call: f"{spatial(call)} and {_window_of(call)}",
 )
@@ -97,8 +102,10 @@ INDICES = when(
     INDICES,
     when(
         "spatial extents are known where windows are dilated",
-        lambda call: set(repeated(call.values["dilation"], 1)) == {1}
-        or all(isinstance(size, int) for size in spatial(call)),
+        lambda call: (
+            set(repeated(call.values["dilation"], 1)) == {1}
+            or all(isinstance(size, int) for size in spatial(call))
+        ),
         spatial,
     ),
 )
@@ -183,9 +190,7 @@ def avg_pool(
     after = _overhang(sizes, out, window, steps, before) if ceil_mode else before
     if all(more <= side for more, side in zip(after, before, strict=True)):
         whole = count_include_pad or divisor_override is not None
-        pooled = net.pool(
-            "AVERAGE", x, window, stride=steps, padding=before, count_padding=whole
-        )
+        pooled = net.pool("AVERAGE", x, window, stride=steps, padding=before, count_padding=whole)
         scale = None
     else:
         # Windows that hang over the end count neither what rounding up has added, nor always what

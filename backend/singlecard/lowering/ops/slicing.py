@@ -79,9 +79,7 @@ def split(net: Net, self: Tensor, split_size: Size | Sequence[Size], dim: int = 
 @lowers(aten.unbind.int, aten.unbind_copy.int)
 def unbind(net: Net, self: Tensor, dim: int = 0) -> list[Tensor]:
     """Every slice of one axis."""
-    return [
-        net.squeeze(net.narrow(self, dim, place, 1), [dim]) for place in range(len(net.result))
-    ]
+    return [net.squeeze(net.narrow(self, dim, place, 1), [dim]) for place in range(len(net.result))]
 
 
 @lowers(aten.diagonal.default)

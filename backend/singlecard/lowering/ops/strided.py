@@ -45,8 +45,10 @@ _WHOLE_MEMORY = (
     when(
         "self fills its memory and holds all places",
         _holds_all_places,
-        lambda call: f"shape {list(call.values['self'].shape)} with strides "
-        f"{list(call.values['self'].stride())}",
+        lambda call: (
+            f"shape {list(call.values['self'].shape)} with strides "
+            f"{list(call.values['self'].stride())}"
+        ),
     ),
 )
 
