@@ -44,10 +44,19 @@ def test_any_single_place_is_one_update() -> None:
 
 def test_lengths_that_vary_are_one_update() -> None:
     """A prompt of any length is written in place too, also where one engine serves them all."""
-    program = program_of(consecutive, *inputs(3), dynamic=True)
+    new, at, cache = inputs(3)
+    torch._dynamo.mark_dynamic(new, 2)
+    program = program_of(consecutive, new, at, cache)
     simplify(program)
     program.check()
     assert "name_cache_update" in fired(program)
+
+
+def test_cache_of_unknown_length_is_left() -> None:
+    """The layer takes a cache of known length: named all the same, it would stay in PyTorch."""
+    program = program_of(consecutive, *inputs(3), dynamic=True)
+    simplify(program)
+    assert "name_cache_update" not in fired(program)
 
 
 def read_before(new: torch.Tensor, at: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
