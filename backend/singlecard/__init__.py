@@ -1,7 +1,8 @@
 """singlecard: the torch.compile backend for one GPU.
 
 ``torch.compile(model, backend="singlecard")`` lowers a model to TensorRT engines; `verify` proves
-its answers without a GPU, and `explain` tells what the engines will do.
+its answers without a GPU, and `explain` tells what the engines will do. `calibrate` makes the table
+that INT8 and FP8 need.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from singlecard.errors import (
         BuildError,
         CacheError,
+        CalibrationError,
         CaptureError,
         EvaluationError,
         FlavourError,
@@ -24,21 +26,35 @@ if TYPE_CHECKING:
         TargetError,
     )
     from singlecard.options import Options
+    from singlecard.precision.table import CalibrationTable
     from singlecard.report.explain import Explanation, explain
     from singlecard.report.verify import VerifyReport, verify
     from singlecard.warning import SinglecardWarning
+    from singlecard_calib.calibrate import calibrate, calibrating
+    from singlecard_calib.merge import merge_tables
+    from singlecard_calib.pruning import prune
+    from singlecard_calib.search import search_precision
+    from singlecard_calib.weight_rounding import round_weights
 
 _HOMES = {
+    "CalibrationTable": "singlecard.precision.table",
     "Explanation": "singlecard.report.explain",
     "Options": "singlecard.options",
     "SinglecardWarning": "singlecard.warning",
     "VerifyReport": "singlecard.report.verify",
+    "calibrate": "singlecard_calib.calibrate",
+    "calibrating": "singlecard_calib.calibrate",
     "explain": "singlecard.report.explain",
+    "merge_tables": "singlecard_calib.merge",
+    "prune": "singlecard_calib.pruning",
+    "round_weights": "singlecard_calib.weight_rounding",
+    "search_precision": "singlecard_calib.search",
     "verify": "singlecard.report.verify",
     **dict.fromkeys(
         (
             "BuildError",
             "CacheError",
+            "CalibrationError",
             "CaptureError",
             "EvaluationError",
             "FlavourError",
@@ -56,6 +72,8 @@ _HOMES = {
 __all__ = [
     "BuildError",
     "CacheError",
+    "CalibrationError",
+    "CalibrationTable",
     "CaptureError",
     "EvaluationError",
     "Explanation",
@@ -69,7 +87,13 @@ __all__ = [
     "SinglecardWarning",
     "TargetError",
     "VerifyReport",
+    "calibrate",
+    "calibrating",
     "explain",
+    "merge_tables",
+    "prune",
+    "round_weights",
+    "search_precision",
     "verify",
 ]
 __version__ = "0.1.0"

@@ -14,13 +14,13 @@ import traceback
 from collections.abc import Sequence
 
 from singlecard import __version__
-from singlecard.commands import build, cache, doctor, explain, verify
+from singlecard.commands import build, cache, calibrate, doctor, explain, verify
 from singlecard.commands.answer import Answer, print_answer, print_document
 from singlecard.commands.arguments import Parser
 from singlecard.commands.quiet import quiet
 from singlecard.errors import SinglecardError
 
-_VERBS = (build, verify, explain, cache, doctor)
+_VERBS = (build, verify, explain, calibrate, cache, doctor)
 _BAD_INPUT, _OWN_ERROR, _INTERRUPTED = 2, 3, 130
 
 

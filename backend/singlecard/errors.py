@@ -3,6 +3,7 @@
 SinglecardError
 ├── OptionError        an option, a target or an argument is not valid
 │   └── TargetError    a card is unknown, or lacks a type the network needs
+├── CalibrationError   a calibration table is damaged, of another model, or cannot be made
 ├── FlavourError       TensorRT is missing or does not load
 ├── CaptureError       a model could not be captured as a graph
 ├── LoweringError      a graph could not become a TensorRT network
@@ -26,6 +27,10 @@ class OptionError(SinglecardError, ValueError):
 
 class TargetError(OptionError):
     """A card is unknown, or lacks a type that the network needs."""
+
+
+class CalibrationError(SinglecardError, ValueError):
+    """A calibration table is damaged, belongs to another model, or cannot be made from the data."""
 
 
 class FlavourError(SinglecardError, ImportError):

@@ -11,9 +11,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from singlecard.errors import OptionError
+from singlecard.precision.table import CalibrationTable
 from singlecard.targets import parse_targets
 
-Precision = Literal["fp32", "tf32", "fp16", "bf16"]
+Precision = Literal[
+    "fp32", "tf32", "fp16", "bf16", "int8", "fp8", "int8-weight", "int4-weight", "auto"
+]
+
+#: Precisions in which weights, or what products read, are quantized; the rest is FP16.
+QUANTIZED = ("int8", "fp8", "int8-weight", "int4-weight", "auto")
+
+#: Types that a card must have for a precision, where they are not its name.
+_TYPES = {"int8-weight": ("int8",), "int4-weight": ("int4",), "auto": ()}
+
 Execution = Literal["auto", "engine", "reference", "eager"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -41,6 +51,14 @@ class Options:
         precision: ``"fp32"``, ``"tf32"`` (FP32 with TF32 matrix products), ``"fp16"`` or
             ``"bf16"``: what FP32 parts of the model compute with. Tensors that the model itself
             keeps in another type keep it. Inputs and outputs keep their types always.
+            ``"int8"`` and ``"fp8"`` round what products read, with scales from ``calibration``,
+            where the plan rewards it; ``"int8-weight"`` and ``"int4-weight"`` store weights so;
+            ``"auto"`` takes what ``calibration`` assigns to each op. The rest computes in FP16.
+        calibration: a table of `singlecard.calibrate`, or the path of its file. With ``"fp16"`` it
+            tells which ops leave FP16's range.
+        keep_fp32: ops that compute in FP32 whatever the precision, by module and op, such as
+            ``("encoder.layer.3.output:add",)``; a module alone stands for all its ops.
+        sparse_weights: let the builder use kernels for weights with 2:4 sparsity.
         targets: cards that engines are for, such as ``("sm86", "sm89")``. None: the card at hand,
             or with ``build`` on the command line a portable engine (Ampere and later).
         execution: ``"auto"`` runs engines on a card that the flavour supports and eager PyTorch
@@ -66,6 +84,9 @@ class Options:
     """
 
     precision: Precision = "fp32"
+    calibration: CalibrationTable | None = None
+    keep_fp32: tuple[str, ...] = ()
+    sparse_weights: bool = False
     targets: tuple[str, ...] | None = None
     execution: Execution = "auto"
     strict: bool = False
@@ -110,13 +131,16 @@ class Options:
                     "such as ('sm86', 'sm89')"
                 )
             values["targets"] = parse_targets(values["targets"])
+        if "calibration" in values:
+            values["calibration"] = _table(values["calibration"])
+        _check_calibration(values.get("precision", "fp32"), values.get("calibration"))
         if "cache_dir" in values:
             if not isinstance(values["cache_dir"], (str, os.PathLike)):
                 raise OptionError(
                     f"option cache_dir={values['cache_dir']!r} is not valid: it takes a folder"
                 )
             values["cache_dir"] = Path(values["cache_dir"]).expanduser()
-        for key in ("exclude_ops", "exclude_modules"):
+        for key in ("exclude_ops", "exclude_modules", "keep_fp32"):
             if key in values:
                 values[key] = _names(key, values[key])
         for name in values.get("exclude_ops", ()):
@@ -125,10 +149,44 @@ class Options:
             values["profiles"] = _spans(values["profiles"])
         _check_number(values, "min_block_size", 1)
         _check_number(values, "workspace_bytes", 1)
-        for key in ("strict", "demote_float64"):
+        for key in ("strict", "demote_float64", "sparse_weights"):
             if not isinstance(values.get(key, False), bool):
                 raise OptionError(f"option {key}={values[key]!r} is not valid: True or False")
         return cls(**values)
+
+
+def types_of(precision: str) -> tuple[str, ...]:
+    """Return the types that a card must have for a precision, as `check_types` takes them."""
+    return _TYPES.get(precision, (precision,))
+
+
+def _table(value: Any) -> CalibrationTable:
+    if isinstance(value, CalibrationTable):
+        return value
+    if not isinstance(value, (str, os.PathLike)):
+        raise OptionError(
+            f"option calibration={value!r} is not valid: it takes what singlecard.calibrate "
+            "returned, or the path of its file"
+        )
+    return CalibrationTable.load(value)
+
+
+def _check_calibration(precision: str, table: CalibrationTable | None) -> None:
+    if precision in ("int8", "fp8", "auto") and table is None:
+        raise OptionError(
+            f"precision={precision!r} needs scales: make them with singlecard.calibrate(model, "
+            "data), and give them as option calibration"
+        )
+    if precision == "auto" and table is not None and not table.assignment:
+        raise OptionError(
+            "precision='auto' takes what the calibration table assigns to each op, and this table "
+            "assigns nothing: make one with singlecard.search_precision(model, data)"
+        )
+    if table is not None and precision not in ("fp16", *QUANTIZED):
+        raise OptionError(
+            f"option calibration is given, and precision={precision!r} uses none: ask for one of "
+            f"fp16, {', '.join(QUANTIZED)}"
+        )
 
 
 def _check_number(values: Mapping[str, Any], key: str, low: int) -> None:

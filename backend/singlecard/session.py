@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,20 +15,25 @@ from torch import fx
 
 from singlecard.capture.program import Program
 from singlecard.capture.spans import Triple
-from singlecard.engine.build import Engine, get_engine, key_parts
+from singlecard.engine.build import Engine, get_engine, key_parts, trial_report
 from singlecard.engine.cache import Cache
+from singlecard.engine.cards import cards_of
+from singlecard.engine.plan_report import PlanReport
 from singlecard.errors import BuildError, LoweringError
 from singlecard.lowering.call import op_name
 from singlecard.lowering.cards import target_refusal
 from singlecard.lowering.lower import Lowered, NodeRefused, lower
 from singlecard.lowering.table import refusal
 from singlecard.network.building import BuildSettings, Progress
-from singlecard.options import Options
+from singlecard.options import QUANTIZED, Options
 from singlecard.partition import Fallback, Partition, Segment, divide
 from singlecard.partition.exclusion import exclusion
 from singlecard.passes import simplify
+from singlecard.placement import ASSIGNABLE, Placement, decide, place
 from singlecard.precision.casts import lower_precision
 from singlecard.precision.demote import demote_float64
+from singlecard.precision.points import is_named, names_of, points_of
+from singlecard.precision.quantize import ROUNDING, quantize
 from singlecard.runtime.engine import EngineRunner
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.ranged import in_range
@@ -36,7 +42,19 @@ from singlecard.targets import check_types
 
 log = logging.getLogger("singlecard")
 
-_LOW = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+def low_type(precision: str) -> torch.dtype | None:
+    """Return what FP32 parts compute with; None where they stay in FP32."""
+    if precision in QUANTIZED or precision == "fp16":
+        return torch.float16
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+#: Types that a card must have for a precision, where they are not its name.
+TYPES_OF = {"int8": (), "int8-weight": (), "int4-weight": ("int4",), "auto": ()}
+
+#: Plans that are built to place INT8 or FP8, at most.
+TRIALS = 48
 
 
 @dataclass
@@ -46,6 +64,7 @@ class Graph:
     partition: Partition | None = None
     engines: list[Engine] = field(default_factory=list)
     fallback: list[Fallback] = field(default_factory=list)
+    placement: Placement | None = None
     trace: list[str] = field(default_factory=list)
     ops: int = 0
     lowered_ops: int = 0
@@ -77,6 +96,9 @@ class Session:
     graphs: list[Graph] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._excluded = exclusion(self.options.exclude_ops, self.options.exclude_modules)
+
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
@@ -89,7 +111,10 @@ class Session:
     def settings(self) -> BuildSettings:
         options = self.options
         return BuildSettings(
-            options.targets or (), options.precision == "tf32", options.workspace_bytes
+            options.targets or (),
+            options.precision == "tf32",
+            options.workspace_bytes,
+            options.sparse_weights,
         )
 
     def compile(
@@ -108,49 +133,121 @@ class Session:
         """
         graph = Graph()
         self.graphs.append(graph)
+        self._name(program)
+        if self.options.precision in QUANTIZED:
+            graph.placement = self._place(program, spans or {})
+        work = self._finish(program, graph.placement, spans or {}, graph)
+        graph.partition = work.partition
+        graph.ops, graph.lowered_ops = work.partition.ops, work.partition.lowered_ops
+        graph.fallback = list(work.partition.fallback)
+        graph.trace = program.trace
+        self._tell(graph.fallback)
+        return Executable(program, work.steps)
+
+    def _finish(
+        self,
+        program: Program,
+        placement: Placement | None,
+        spans: Mapping[sympy.Symbol, Triple],
+        graph: Graph,
+    ) -> _Work:
+        """Lower the precision of a Program, divide it, and make what runs each segment."""
         refused: dict[fx.Node, str] = {}
 
-        excluded = exclusion(self.options.exclude_ops, self.options.exclude_modules)
-
-        def reason_of(node: fx.Node) -> str | None:
-            return refused.get(node) or excluded(node) or refusal(node)
-
         def final_reason(node: fx.Node) -> str | None:
-            return reason_of(node) or target_refusal(node, self.options.targets or ())
+            return (
+                refused.get(node)
+                or self._reason_of(node)
+                or target_refusal(node, self.options.targets or ())
+            )
 
-        self._prepare(program, reason_of)
+        self._lower_precision(program, {} if placement is None else placement.assignment)
         while True:
             with self.timed("partition"):
                 partition = divide(program, final_reason, self.options.min_block_size)
             self._insist(partition.fallback)
             try:
                 steps = [
-                    self._step(program, segment, graph, spans or {})
-                    for segment in partition.segments
+                    self._step(program, segment, graph, spans) for segment in partition.segments
                 ]
-                break
+                return _Work(partition, steps)
             except _Refused as error:
                 graph.engines.clear()
                 refused.update(dict.fromkeys(error.nodes, error.reason))
-        graph.partition = partition
-        graph.ops, graph.lowered_ops = partition.ops, partition.lowered_ops
-        graph.fallback = list(partition.fallback)
-        graph.trace = program.trace
-        self._tell(graph.fallback)
-        return Executable(program, steps)
 
-    def _prepare(self, program: Program, reason_of: Callable[[fx.Node], str | None]) -> None:
-        low = _LOW.get(self.options.precision)
-        if low is not None:
-            check_types([self.options.precision], self.options.targets or ())
+    def _reason_of(self, node: fx.Node) -> str | None:
+        return self._excluded(node) or refusal(node)
+
+    def _name(self, program: Program) -> None:
+        """Bring a Program to the form in which ops have names for calibration."""
+        if low_type(self.options.precision) is not None:
+            kinds = TYPES_OF.get(self.options.precision, (self.options.precision,))
+            check_types(kinds, self.options.targets or ())
         with self.timed("passes"):
             if self.options.demote_float64:
                 demote_float64(program)
             simplify(program)
-            if low is not None:
-                stays = {node for node in program.calls() if _stays(node, reason_of)}
-                lower_precision(program, low, stays.__contains__)
-                simplify(program)
+
+    def _lower_precision(self, program: Program, assignment: Mapping[str, str]) -> None:
+        """Quantize what is assigned, and let the rest compute in FP16 or BF16, where asked for."""
+        low = low_type(self.options.precision)
+        if low is None:
+            return
+        with self.timed("passes"):
+            stays = {node for node in program.calls() if _stays(node, self._reason_of)}
+            stays |= self._kept_fp32(program)
+            if assignment:
+                points = points_of(program)
+                quantize(program, points, assignment, self.options.calibration)
+            lower_precision(program, low, stays.__contains__)
+            simplify(program)
+
+    def _kept_fp32(self, program: Program) -> set[fx.Node]:
+        table = self.options.calibration
+        wanted = (*self.options.keep_fp32, *(table.keep_fp32 if table else ()))
+        if not wanted:
+            return set()
+        return {node for node, name in names_of(program).items() if is_named(name, wanted)}
+
+    def _place(self, program: Program, spans: Mapping[sympy.Symbol, Triple]) -> Placement:
+        """Choose what is quantized: as asked, as assigned, or by what the plans say."""
+        options, points = self.options, points_of(program)
+        if options.calibration is not None:
+            options.calibration.check({point.name: point.signature() for point in points})
+        decisions = decide(points, options.precision, options.calibration, self._reason_of)
+        candidates = {item.name: item.taken for item in decisions if item.taken in ASSIGNABLE}
+        if options.precision not in ROUNDING or not candidates:
+            return Placement(tuple(decisions))
+
+        def build(assignment: Mapping[str, str]) -> list[PlanReport] | None:
+            return self._trial(program.copy(), assignment, spans)
+
+        with self.timed("placement"):
+            placed = place(points, candidates, build, cards_of(options.targets or ()), TRIALS)
+        found = {item.name: item for item in placed.decisions}
+        return dataclasses.replace(
+            placed, decisions=tuple(found.get(item.name, item) for item in decisions)
+        )
+
+    def _trial(
+        self,
+        program: Program,
+        assignment: Mapping[str, str],
+        spans: Mapping[sympy.Symbol, Triple],
+    ) -> list[PlanReport] | None:
+        """Build the plans of an assignment for their reports alone, at the usual sizes."""
+        session = Session(self.options, self.execution, False)
+        session._lower_precision(program, assignment)
+        partition = divide(program, self._reason_of, self.options.min_block_size)
+        try:
+            return [
+                trial_report(lower(program, segment, spans, usual=True), self.settings)
+                for segment in partition.segments
+                if segment.lowered
+            ]
+        except (BuildError, LoweringError) as error:
+            log.debug("a trial does not build: %s", error)
+            return None
 
     def _step(
         self,
@@ -211,6 +308,14 @@ def _fault(stage: str, error: Exception) -> str:
     if isinstance(error, LoweringError):
         return str(error)
     return f"{stage} failed with {type(error).__name__}: {error}: please report this"
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """A Program divided, and what runs each segment."""
+
+    partition: Partition
+    steps: list[tuple[Segment, Runner]]
 
 
 class _Refused(Exception):

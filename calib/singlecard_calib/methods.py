@@ -53,10 +53,13 @@ def entropy(seen: Observer) -> float:
     calibrators follow: 2,048 bins of magnitudes; each range from 128 bins on is cut off, what lies
     beyond is added to its last bin, the range is merged into 128 levels and spread over its bins
     that are not empty; the range with the least Kullback-Leibler divergence wins.
+
+    Values that fill fewer bins than there are levels are held as they are: any range that cuts off
+    all but one of their bins has no divergence at all.
     """
     levels = LEVELS + 1
     counts = _filled(seen)
-    if counts is None:
+    if counts is None or np.count_nonzero(seen.histogram.counts) < levels:
         return seen.largest
     beyond = np.concatenate([np.cumsum(counts[::-1])[::-1][1:], [0.0]])
     best, least = BINS, np.inf
@@ -69,7 +72,7 @@ def entropy(seen: Observer) -> float:
         divergence = _divergence(reference, _spread(inside, levels))
         if divergence < least:
             best, least = length, divergence
-    return min(seen.largest, (best + 0.5) * _width(seen))
+    return min(seen.largest, best * _width(seen))
 
 
 def mse(seen: Observer) -> float:
@@ -81,7 +84,7 @@ def mse(seen: Observer) -> float:
     if counts is None:
         return seen.largest
     middles = (np.arange(BINS) + 0.5) * _width(seen)
-    thresholds = np.arange(LEVELS + 1, BINS + 1) * _width(seen)
+    thresholds = (np.arange(LEVELS + 1, BINS) + 0.5) * _width(seen)
     errors = [
         float((counts * (np.minimum(_rounded(middles, end), end) - middles) ** 2).sum())
         for end in thresholds
@@ -129,7 +132,7 @@ def _rounded(values: np.ndarray, end: float) -> np.ndarray:
 
 def _spread(inside: np.ndarray, levels: int) -> np.ndarray:
     """Merge bins into levels, and give each level's count back to its bins that are not empty."""
-    starts = np.arange(levels) * len(inside) // levels
+    starts = -(-np.arange(levels) * len(inside) // levels)  # bin k belongs to level 128 k / length
     sums = np.add.reduceat(inside, starts)
     full = np.add.reduceat((inside > 0).astype(np.float64), starts)
     each = np.divide(sums, full, out=np.zeros(levels), where=full > 0)

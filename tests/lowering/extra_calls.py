@@ -21,6 +21,17 @@ def _integers(*shape: int) -> torch.Tensor:
     return (torch.arange(torch.Size(shape).numel()) - 3).reshape(shape)
 
 
+def _codes(*shape: int) -> torch.nn.Parameter:
+    """Return INT8 codes, as a weight."""
+    values = (torch.arange(torch.Size(shape).numel()) % 15 - 7).to(torch.int8)
+    return torch.nn.Parameter(values.reshape(shape), requires_grad=False)
+
+
+def _scale(*shape: int) -> torch.nn.Parameter:
+    """Return positive scales, as a weight."""
+    return torch.nn.Parameter(_floats(*shape).abs() / 64 + 0.25, requires_grad=False)
+
+
 def _call(*args: Any, **kwargs: Any) -> Arguments:
     return args, kwargs
 
@@ -28,6 +39,7 @@ def _call(*args: Any, **kwargs: Any) -> Arguments:
 _LINE, _IMAGE, _VOLUME = _floats(1, 2, 5), _floats(1, 2, 5, 6), _floats(1, 2, 2, 3, 4)
 _HEADS = tuple(_floats(1, 2, 4, 16).sin() * scale for scale in (1.0, 0.5, 2.0))
 _BIAS = _floats(1, 2, 4, 4)
+_STEPS = [2.0**-9, 2.0**-8, 2.0**-6, 2.0**-8]
 _SCALAR = (_call(_floats(3, 4), 0.5), _call(_integers(3, 4), 2))
 
 EXTRA: dict[str, tuple[Arguments, ...]] = {
@@ -130,6 +142,16 @@ EXTRA: dict[str, tuple[Arguments, ...]] = {
     ),
     "singlecard.update_cache.default": (
         _call(_floats(2, 3, 8, 4), _floats(2, 3, 2, 4), torch.tensor([5])),
+    ),
+    "singlecard.dequantize.default": (
+        _call(_codes(4, 64), _scale(4, 1), "int8", torch.float32),
+        _call(_codes(4, 64), _scale(4, 2), "int4", torch.float32),
+        _call(_codes(3, 5), _scale(), "int8", torch.float16),
+    ),
+    "singlecard.fake_quantize.default": (_call(_floats(3, 4), _scale(), "int8"),),
+    "singlecard.quantized_attention.default": (
+        _call(*_HEADS, None, False, None, False, False, _STEPS, "int8"),
+        _call(*_HEADS, _BIAS, False, None, False, False, _STEPS, "int8"),
     ),
     "singlecard.rms_norm.default": (_call(_floats(3, 4), _floats(4), 1e-5),),
     "singlecard.grouped_mm.default": (

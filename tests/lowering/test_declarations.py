@@ -63,7 +63,8 @@ def bound(target: Any, args: Any, kwargs: Any, result: Any, first_only: bool = F
 
     def node(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            placeholder = graph.placeholder("x")
+            is_weight = isinstance(value, torch.nn.Parameter)
+            placeholder = graph.get_attr("x") if is_weight else graph.placeholder("x")
             placeholder.meta["val"] = value
             return placeholder
         if isinstance(value, (list, tuple)):
@@ -83,6 +84,8 @@ def bound(target: Any, args: Any, kwargs: Any, result: Any, first_only: bool = F
 
 
 def is_carried(value: Any) -> bool:
+    if isinstance(value, torch.nn.Parameter):
+        return True  # a constant, whose type an op's own conditions speak of
     if isinstance(value, torch.Tensor):
         return value.dtype in CARRIED and value.numel() > 0
     return all(map(is_carried, value)) if isinstance(value, (list, tuple)) else True

@@ -89,8 +89,11 @@ def graph_of_call(function: Callable[..., Any], args: Any, kwargs: Mapping[str, 
 
 
 def copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Copy tensors with the memory around them, so that views stay views."""
-    return [_copy(tensor.detach()) for tensor in tensors]
+    """Copy tensors with the memory around them, so that views stay views; weights are constants."""
+    return [
+        tensor if isinstance(tensor, torch.nn.Parameter) else _copy(tensor.detach())
+        for tensor in tensors
+    ]
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

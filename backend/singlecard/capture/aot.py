@@ -171,16 +171,23 @@ def _frozen_values(
     for place, node in enumerate(module.graph.find_nodes(op="placeholder")):
         if node in written:
             continue
-        desc = node.meta.get("desc")
-        kind = type(desc).__name__
-        value: Any = None
-        if kind in ("ParamAOTInput", "BufferAOTInput"):
-            value = functools.reduce(getattr, desc.target.split("."), owner)
-        elif kind == "PlainAOTInput":
-            value = static[desc.idx]
+        value = _frozen_value(node.meta.get("desc"), owner, static)
         if value is not None and value.device.type != "meta":  # nothing to freeze there
             frozen[place] = value
     return frozen
+
+
+def _frozen_value(desc: Any, owner: fx.GraphModule, static: Sequence[torch.Tensor | None]) -> Any:
+    """Return the weight that AOTAutograd describes, or None for another input."""
+    kind = type(desc).__name__
+    if kind in ("ParamAOTInput", "BufferAOTInput"):
+        return functools.reduce(getattr, desc.target.split("."), owner)
+    if kind == "PlainAOTInput":
+        return static[desc.idx]
+    if kind == "SubclassGetAttrAOTInput":  # a tensor that a quantized weight, say, is made of
+        outer = _frozen_value(desc.base, owner, static)
+        return None if outer is None else getattr(outer, desc.attr)
+    return None
 
 
 COPY = aten.copy_.default

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,14 @@ class Program:
     def outputs(self) -> list[Any]:
         """The output node's arguments: nodes, numbers or None."""
         return list(self.graph.output_node().args[0])  # type: ignore[arg-type]
+
+    def copy(self) -> Program:
+        """Return a Program whose graph can be changed without this one; constants are shared."""
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(self.graph, {}))
+        module = fx.GraphModule(self.module, graph)
+        module.meta = dict(self.module.meta)
+        return replace(self, module=module, trace=list(self.trace))
 
     def calls(self) -> Iterator[fx.Node]:
         """Yield the nodes that compute something."""
@@ -116,13 +124,20 @@ def module_path(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""
-    path = str(next(reversed(stack.values()))[0])
-    path = _ROOT.sub("", path).replace("']", "").lstrip(".")
+    path = _ITEM.sub(r".\1\2", _ROOT.sub("", str(next(reversed(stack.values()))[0])))
+    path = path.replace("._modules", "").lstrip(".")
     return path.removeprefix("module.") if path != "module" else ""
 
 
-#: What Dynamo puts in front of a module path: the local variable that the model was found in.
-_ROOT = re.compile(r"^L\['(self|module|fn)('\])?|_modules\['")
+#: What Dynamo puts in front of a module path: the variable that the model was found in, whatever
+#: its name (``self``, a function's, a global), and what lies around the model.
+_ROOT = re.compile(
+    r"^(?:L\['[^']*'\]|G\['__import_[^']*'\]\.\w+|G\['[^']*'\])"
+    r"(?:\.__closure__\[\d+\]\.cell_contents|\.__self__|\.__func__|\.__wrapped__|\._orig_mod)*"
+)
+
+#: A module in a list or a dictionary.
+_ITEM = re.compile(r"\[(?:'([^']*)'|(\d+))\]")
 
 
 def source_line(node: fx.Node) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from singlecard.errors import OptionError
-from singlecard.options import Options
+from singlecard.options import Options, types_of
 from singlecard.targets import check_types
 
 if TYPE_CHECKING:
@@ -53,7 +53,28 @@ def add_model(parser: Parser) -> None:
 def add_options(parser: Parser) -> None:
     """Declare the arguments that `options_from` reads; without one, Options' own default holds."""
     group = parser.add_argument_group("options of the backend")
-    group.add_argument("--precision", help="fp32 (default), tf32, fp16 or bf16")
+    group.add_argument(
+        "--precision",
+        help="fp32 (default), tf32, fp16, bf16, int8, fp8, int8-weight, int4-weight or auto",
+    )
+    group.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="a table of 'singlecard calibrate', for int8, fp8 and auto; with fp16 it tells which "
+        "ops leave FP16's range",
+    )
+    group.add_argument(
+        "--keep-fp32",
+        metavar="OPS",
+        help="ops, or modules with all their ops, that compute in FP32 whatever the precision",
+    )
+    group.add_argument(
+        "--sparse-weights",
+        action="store_true",
+        default=None,
+        help="let the builder use kernels for weights with 2:4 sparsity",
+    )
     group.add_argument(
         "--targets",
         metavar="CARDS",
@@ -106,9 +127,13 @@ def options_from(given: argparse.Namespace) -> Options:
     Raises:
         OptionError: one is not valid.
         TargetError: a card is unknown, or lacks the precision; found here, before work begins.
+        CalibrationError: the calibration table cannot be read.
     """
     names = (
         "precision",
+        "calibration",
+        "keep_fp32",
+        "sparse_weights",
         "targets",
         "strict",
         "demote_float64",
@@ -120,7 +145,7 @@ def options_from(given: argparse.Namespace) -> Options:
     )
     values = {name: getattr(given, name) for name in names}
     options = Options.parse({name: value for name, value in values.items() if value is not None})
-    check_types([options.precision], options.targets or ())
+    check_types(types_of(options.precision), options.targets or ())
     return options
 
 

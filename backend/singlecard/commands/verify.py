@@ -32,7 +32,8 @@ def add_parser(verbs: Any) -> None:
         type=float,
         metavar="ERROR",
         help="largest relative L2 error that passes (default: what the precision, or the type of "
-        "the model's outputs, can keep: 1e-5 for fp32, 5e-3 for tf32 and fp16, 4e-2 for bf16)",
+        "the model's outputs, can keep: 1e-5 for fp32, 5e-3 for tf32 and fp16, 4e-2 for bf16 and "
+        "int8-weight, 1e-1 for int8 and fp8, 2e-1 for int4-weight and auto)",
     )
     add_common(parser, run)
 

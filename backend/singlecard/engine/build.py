@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,6 +81,28 @@ def get_engine(
             if found is None:
                 return _build(lowered, settings, cache, progress, parts, digest)
     return _engine(found, False)
+
+
+class _Counting(io.RawIOBase):
+    """A file that keeps nothing but its length."""
+
+    length = 0
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        self.length += size
+        return size
+
+
+def trial_report(lowered: Lowered, settings: BuildSettings) -> PlanReport:
+    """Build a network, and keep what the builder says of the plan instead of the plan.
+
+    Raises:
+        BuildError: TensorRT refused to build it.
+    """
+    file = _Counting()
+    messages = build_plan(lowered.net, lowered.profiles, settings, file)  # type: ignore[arg-type]
+    return read_plan_log(messages, engine_bytes=file.length)
 
 
 def _build(

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from singlecard.capture import ops
-from singlecard.lowering.call import meta_of, op_name, tensors_in
+from singlecard.capture import ops, quantized
+from singlecard.errors import TargetError
+from singlecard.lowering.call import Call, meta_of, op_name, tensors_in
+from singlecard.targets import check_types
 
 aten = torch.ops.aten
 
@@ -27,8 +29,14 @@ _PRODUCTS = frozenset(
 )
 
 
+#: Ops whose argument ``kind`` names a type that not every card has.
+_QUANTIZED = (quantized.dequantize, quantized.fake_quantize, quantized.quantized_attention)
+
+
 def target_refusal(node: fx.Node, targets: Sequence[str]) -> str | None:
     """Return why an op cannot be part of an engine for these cards, or None."""
+    if node.target in _QUANTIZED:
+        return _type_refusal(node, targets)
     if "sm75" not in targets or node.target not in _PRODUCTS:
         return None
     operands = tensors_in([meta_of(arg) for arg in node.args])
@@ -37,4 +45,13 @@ def target_refusal(node: fx.Node, targets: Sequence[str]) -> str | None:
             f"{op_name(node)} computes in float32, and sm75 has no FP32 matrix products: "
             "choose precision='fp16' or leave out sm75"
         )
+    return None
+
+
+def _type_refusal(node: fx.Node, targets: Sequence[str]) -> str | None:
+    call = Call.of(node)
+    try:
+        check_types([call.arguments["kind"]], targets)
+    except TargetError as error:
+        return f"{call.op} has {call.arguments['kind']} elements: {error}"
     return None

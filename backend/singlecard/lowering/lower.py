@@ -14,6 +14,7 @@ from torch import fx
 
 from singlecard.capture import ops
 from singlecard.capture.program import Program, module_path
+from singlecard.capture.quantized import dequantize
 from singlecard.capture.spans import Triple
 from singlecard.errors import LoweringError
 from singlecard.lowering.call import Call, op_name
@@ -77,9 +78,19 @@ def extent_name(place: int) -> str:
 
 
 def lower(
-    program: Program, segment: Segment, spans: Mapping[sympy.Symbol, Triple] | None = None
+    program: Program,
+    segment: Segment,
+    spans: Mapping[sympy.Symbol, Triple] | None = None,
+    *,
+    usual: bool = False,
 ) -> Lowered:
-    """Make the network of a segment; ``spans`` are the ranges that the user gave sizes.
+    """Make the network of a segment.
+
+    Args:
+        program: with types as they are computed with.
+        segment: one of its segments.
+        spans: the ranges that the user gave sizes.
+        usual: make the network for the usual sizes alone, so that its plan tells all bytes.
 
     Raises:
         NodeRefused: names the op, with TensorRT's own words.
@@ -91,8 +102,16 @@ def lower(
     net.size_of = sizes.of
     sizes.limits = _limits(segment)
     profiles: dict[str, Profile] = {}
+    if usual:
+        for node in segment.inputs:
+            value = node.meta["val"]
+            sizes.settle(value.shape if isinstance(value, torch.Tensor) else [value])
     for index, node in enumerate(tensors):
         fake = node.meta["val"]
+        if usual:
+            shape = [int(sizes.of(size)) for size in fake.shape]  # type: ignore[arg-type]
+            values[node] = net.input(input_name(index), fake.dtype, shape)
+            continue
         shape = [-1 if isinstance(size, torch.SymInt) else size for size in fake.shape]
         values[node] = net.input(input_name(index), fake.dtype, shape)
         sizes.learn(fake.shape, values[node])
@@ -168,7 +187,12 @@ def _lower_node(
     call = Call.of(node)
     path = module_path(node)
     with net.scope(f"{path}/{op_name(node)}"):
-        arguments = {name: _map(arg, value_of) for name, arg in call.arguments.items()}
+        given = dict(call.arguments)
+        if node.target is dequantize and given["kind"] == "int4":  # two codes to a byte
+            codes = program.constant(given["codes"])
+            assert codes is not None
+            given["codes"] = net.constant_int4(codes)
+        arguments = {name: _map(arg, value_of) for name, arg in given.items()}
         for name in call.numbers:
             if isinstance(arguments[name], Tensor) and isinstance(call.values[name], torch.SymInt):
                 arguments[name] = net.reshape(arguments[name], [])  # a number has no dimensions

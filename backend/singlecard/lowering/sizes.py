@@ -59,6 +59,13 @@ class Sizes:
             elif not expr.is_Integer:
                 self.known[expr] = self.net.size(tensor, axis)
 
+    def settle(self, shape: Sequence[Any]) -> None:
+        """Take the symbols of a shape as their usual values from now on."""
+        for size in shape:
+            expr = expression(size) if isinstance(size, torch.SymInt) else sympy.Integer(1)
+            for symbol in expr.free_symbols:
+                self.known[symbol] = self._triple(size.node.shape_env, symbol)[1]
+
     def of(self, size: Any) -> Size:
         """Return a size as an int, or as a one-element int64 tensor.
 

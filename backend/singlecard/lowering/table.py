@@ -14,10 +14,14 @@ from torch import fx
 
 import singlecard.lowering.ops as ops_package
 from singlecard.capture.program import with_effects
+from singlecard.capture.quantized import dequantize
 from singlecard.lowering.call import Call, tensors_in
 from singlecard.lowering.conditions import first_refusal, type_name
 from singlecard.lowering.declaration import Declaration
 from singlecard.lowering.outputs import used_entries
+
+#: Key of a node's metadata: why an op stays in PyTorch, where a pass knows more than a declaration.
+REASON = "stays_because"
 
 #: Types that networks of ours carry. int8 and fp8 live between quantize and dequantize only.
 CARRIED = (
@@ -63,7 +67,10 @@ def _general_refusal(call: Call) -> str | None:
     results = call.result
     if isinstance(results, (list, tuple)):  # what nothing reads need not be computed
         results = [results[place] for place in used_entries(call) if place < len(results)]
-    for value in (*tensors_in(list(call.values.values())), *tensors_in(results)):
+    values = dict(call.values)
+    if call.node.target is dequantize:
+        del values["codes"]  # a constant, whose type its own conditions speak of
+    for value in (*tensors_in(list(values.values())), *tensors_in(results)):
         if value.dtype not in CARRIED:
             return f"{call.op} meets {type_name(value.dtype)}, which TensorRT does not compute with"
         if value.layout is not torch.strided:
@@ -87,6 +94,8 @@ def refusal(node: fx.Node) -> str | None:
     call = Call.of(node)
     if node.target is with_effects:
         return f"{call.op} runs for its effect (it raises or prints), which no engine can have"
+    if REASON in node.meta:
+        return str(node.meta[REASON])
     declaration = table().get(node.target)
     if declaration is None:
         return f"{call.op} has no TensorRT lowering"

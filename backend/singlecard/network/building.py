@@ -33,11 +33,13 @@ class BuildSettings:
         targets: compute capabilities, such as ``("sm89",)``; empty means portable.
         tf32: let FP32 matrix products and convolutions round to TF32.
         workspace_bytes: limit for scratch memory, or None.
+        sparse_weights: let the builder use kernels for weights with 2:4 sparsity.
     """
 
     targets: tuple[str, ...] = ()
     tf32: bool = False
     workspace_bytes: int | None = None
+    sparse_weights: bool = False
 
     def parts(self) -> dict[str, str]:
         """Return the settings as named texts, for a digest."""
@@ -45,6 +47,7 @@ class BuildSettings:
             "targets": ",".join(self.targets) or "portable",
             "tf32": str(self.tf32),
             "workspace_bytes": str(self.workspace_bytes),
+            "sparse_weights": str(self.sparse_weights),
         }
 
 
@@ -122,6 +125,8 @@ def build_plan(
         config.set_flag(trt.BuilderFlag.TF32)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)
+    if settings.sparse_weights:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if settings.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
     if profiles:

@@ -110,6 +110,21 @@ class Core:
         self._values[id(tensor)] = array
         return tensor
 
+    def constant_int4(self, codes: torch.Tensor) -> Tensor:
+        """Return an INT4 constant of int8 values from -8 to 7, packed two to a byte, low bits first."""
+        key = ("int4", codes.data_ptr(), tuple(codes.shape), codes.stride())
+        if key in self._constants:
+            return self._constants[key]
+        pairs = codes.detach().to("cpu").contiguous().flatten().view(-1, 2)
+        array = (pairs[:, 0] & 15) | (pairs[:, 1] << 4)
+        weights = tensorrt().Weights(
+            trt_from_torch(torch.int4), array.data_ptr(), 2 * array.numel()
+        )
+        tensor = self.output_of(self.add("constant", tuple(codes.shape), weights))
+        self._arrays += [codes, array]
+        self._constants[key] = tensor
+        return tensor
+
     def value_of(self, tensor: Tensor) -> torch.Tensor | None:
         """Return the elements of a constant, or None for what is computed at run time."""
         return self._values.get(id(tensor))

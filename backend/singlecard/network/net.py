@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from singlecard.network.sampling import Sampling
+from singlecard.network.quantizing import Quantizing
 from singlecard.network.tensor import Size
 
 
-class Net(Sampling):
+class Net(Quantizing):
     """A TensorRT network under construction, in terms of tensors.
 
     Of the op being lowered, ``given`` holds what PyTorch says of its arguments: fake tensors, by

@@ -13,6 +13,7 @@ _NAMES = {
     torch.float32: "FLOAT",
     torch.float16: "HALF",
     torch.bfloat16: "BF16",
+    torch.int4: "INT4",
     torch.int8: "INT8",
     torch.int32: "INT32",
     torch.int64: "INT64",
@@ -22,7 +23,12 @@ _NAMES = {
 }
 
 #: Types that a TensorRT network can compute with. uint8 exists only as an input or output type.
-COMPUTABLE = frozenset(_NAMES) - {torch.uint8, torch.int8, torch.float8_e4m3fn}
+COMPUTABLE = frozenset(_NAMES) - {
+    torch.uint8,
+    torch.int4,
+    torch.int8,
+    torch.float8_e4m3fn,
+}
 
 
 @functools.cache

@@ -12,28 +12,51 @@ from singlecard.passes.attention_bias import (
 )
 from singlecard.passes.batch_norm import fold_batch_norm
 from singlecard.passes.cache_update import name_cache_update
+from singlecard.passes.channel_gain import gain_channels
 from singlecard.passes.common import merge_common
 from singlecard.passes.constants import fold_constants
+from singlecard.passes.dynamic_quantization import note_dynamic
 from singlecard.passes.grouped_product import name_grouped_product
 from singlecard.passes.grouped_query import share_key_heads
 from singlecard.passes.linear import unflatten_product
 from singlecard.passes.neutral import drop_neutral, drop_zero_bias
 from singlecard.passes.noop import drop_copy, drop_identity, merge_views
+from singlecard.passes.quantized import (
+    lift_dequantize,
+    name_dequantize,
+    name_simulated,
+    round_constant,
+)
 from singlecard.passes.rms_norm import fuse_rms_norm
 from singlecard.passes.rotary import fuse_rotary, rotate_together
 from singlecard.passes.rule import Rule, apply_rules
 from singlecard.passes.visible_rows import note_visible_rows
+from singlecard.passes.weight_codes import (
+    join_bias,
+    name_packed_product,
+    name_scaled_product,
+    name_weight_codes,
+)
 
 __all__ = ["FIRST", "SECOND", "simplify"]
 
 #: Rules that name and join what PyTorch took apart.
 FIRST: tuple[Rule, ...] = (
     drop_copy,
+    lift_dequantize,
+    name_dequantize,
+    name_simulated,
+    round_constant,
+    note_dynamic,
+    name_packed_product,
+    name_scaled_product,
+    name_weight_codes,
     name_grouped_product,
     fold_batch_norm,
     unflatten_product,
     drop_identity,
     merge_views,
+    join_bias,
     fuse_rms_norm,
     share_key_heads,
 )
@@ -51,6 +74,7 @@ SECOND: tuple[Rule, ...] = (
     rotate_together,
     name_cache_update,
     note_visible_rows,
+    gain_channels,
 )
 
 

@@ -1,4 +1,7 @@
-"""Constant folding: what depends on frozen values only is computed once, on the CPU."""
+"""Constant folding: what depends on frozen values only is computed once, on the CPU.
+
+Quantized weights stay codes: what makes them floating point again is left to the engine.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 from torch import fx
 
 from singlecard.capture.program import Program
+from singlecard.capture.quantized import dequantize, fake_quantize
 from singlecard.lowering.call import tensors_in
 
 aten = torch.ops.aten
@@ -16,6 +20,15 @@ aten = torch.ops.aten
 _ALWAYS_BYTES = 1 << 20
 
 _VIEWS = (aten.view.default, aten._unsafe_view.default)
+
+#: What gives codes their meaning: folded, a quantized weight would be a large one again. Named, for
+#: the libraries that define these ops may not be there.
+_DEQUANTIZE = (
+    str(dequantize),
+    str(fake_quantize),
+    "quantized_decomposed.dequantize_",
+    "torchao.dequantize_",
+)
 
 _RANDOM = torch.Tag.nondeterministic_seeded
 
@@ -34,6 +47,8 @@ def _is_foldable(node: fx.Node, folded: dict[fx.Node, Any]) -> bool:
         return False
     if isinstance(target, torch._ops.OpOverload):
         if _RANDOM in target.tags or target._schema.is_mutable:
+            return False
+        if str(target).startswith(_DEQUANTIZE):
             return False
     elif getattr(target, "__name__", "") != "getitem":
         return False

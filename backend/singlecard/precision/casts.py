@@ -19,6 +19,7 @@ from torch import fx
 
 from singlecard.capture.ops import attention, update_cache
 from singlecard.capture.program import PATH_KEYS, Program
+from singlecard.capture.quantized import dequantize, fake_quantize, quantized_attention
 from singlecard.lowering.call import tensors_in
 from singlecard.precision.bounds import bound_of
 
@@ -171,8 +172,11 @@ class _Lowering:
             self.retype(node)
 
     def recast_inputs(self, node: fx.Node, dtype: torch.dtype) -> None:
+        # The lowering knows which type TensorRT wants a scale in.
+        scale = node.args[1] if node.target in (fake_quantize, dequantize) else None
+
         def convert(arg: fx.Node) -> fx.Node:
-            if self.is_float(arg) and self.original(arg) == torch.float32:
+            if arg is not scale and self.is_float(arg) and self.original(arg) == torch.float32:
                 return self.cast(arg, dtype)
             return arg
 
@@ -246,6 +250,8 @@ class _Lowering:
             node.meta["declared_dtype"] = torch.float32
         if node.kwargs.get("dtype") == torch.float32:
             node.kwargs = {**node.kwargs, "dtype": self.dtype}
+        if node.target is dequantize and node.args[3] == torch.float32:
+            node.update_arg(3, self.dtype)
         node.meta["val"] = low(before)
 
 
@@ -256,4 +262,7 @@ def _feeds_sums(node: fx.Node) -> bool:
 
 def _is_mask(node: fx.Node) -> bool:
     """Tell whether a value is what attention adds to its scores."""
-    return any(user.target == attention and user.args[3] is node for user in node.users)
+    return any(
+        user.target in (attention, quantized_attention) and user.args[3] is node
+        for user in node.users
+    )

@@ -13,9 +13,11 @@ from singlecard.engine.cards import Card, cards_of
 from singlecard.engine.roofline import roofline
 from singlecard.network.building import Progress
 from singlecard.options import Options
+from singlecard.placement import Placement
 from singlecard.report.html import plan_html
 from singlecard.report.plan_rows import FallbackRow
-from singlecard.report.render import fallback_table, plan_table
+from singlecard.report.quantized import placement_dict, placement_grid
+from singlecard.report.render import fallback_table, plan_table, table_of
 from singlecard.report.tables import (
     SHOWN_DIGITS,
     engines_text,
@@ -41,6 +43,7 @@ class Explanation:
         engines: each with its ``digest``, the file ``plan``, and ``report``: kernels, traffic and
             its floor, scratch, size.
         timings: seconds by stage.
+        placements: for each graph that was to be quantized, what became of each op, and why.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Explanation:
     fallback: tuple[FallbackRow, ...]
     engines: tuple[Engine, ...]
     timings: dict[str, float] = field(repr=False)
+    placements: tuple[Placement, ...] = ()
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -73,6 +77,8 @@ class Explanation:
         parts: list[RenderableType] = [facts_table(self.name, rows)]
         if self.fallback:
             parts.append(fallback_table(self.fallback))
+        if self.placements:
+            parts += ["", table_of(placement_grid(self.placements))]
         for title, engine in zip(self._titles(), self.engines, strict=True):
             parts += [
                 "",
@@ -97,6 +103,7 @@ class Explanation:
             ],
             title=f"{self.name}: {', '.join(facts)}",
             fallback=self.fallback,
+            grids=[placement_grid(self.placements)] if self.placements else [],
             cards=self.cards,
             tf32=self._tf32,
         )
@@ -111,6 +118,7 @@ class Explanation:
             "ops": self.ops,
             "fallback": [row._asdict() for row in self.fallback],
             "engines": [self._engine_dict(engine) for engine in self.engines],
+            "quantization": [placement_dict(item) for item in self.placements],
             "timings": self.timings,
         }
 
@@ -205,4 +213,5 @@ def explain(
         ),
         engines=compiled.engines,
         timings=compiled.timings,
+        placements=compiled.placements,
     )

@@ -47,6 +47,7 @@ def plan_html(
     *,
     title: str = "singlecard explain",
     fallback: Iterable[FallbackRow] = (),
+    grids: Sequence[Grid] = (),
     cards: Sequence[Card] | None = None,
     top: int = 25,
     tf32: bool = False,
@@ -57,6 +58,7 @@ def plan_html(
         plans: a name and a report for each engine.
         title: heading of the page.
         fallback: what has no engine.
+        grids: more tables on the model as a whole.
         cards: cards to bound the time on; None means those a portable engine runs on.
         top: how many kernels to list openly; the whole list can be unfolded.
         tf32: whether the engines round FP32 products to TF32.
@@ -68,6 +70,7 @@ def plan_html(
         parts.append(_grid(plan_rows.overview_grid(plans)))
     if left_out.rows:
         parts.append(_grid(left_out))
+    parts += [_grid(grid) for grid in grids]
     for name, report in plans:
         parts.append(f"<h2>{escape(name)}</h2>")
         parts.append(_section(report, chosen, top, tf32))

@@ -147,9 +147,18 @@ def run_compiled(
 GRAPH_BREAK = "graph break"
 
 
+#: What quantize_dynamic hands its weights over in, and what to do about it.
+_PACKED = (
+    "It is given a TorchScript object, such as weights that quantize_dynamic packed: quantize the "
+    "float model with torchao's quantize_(model, Int8WeightOnlyConfig()) instead."
+)
+
+
 def _reason_of(text: str) -> str:
     """Return Dynamo's own words on a graph break, and the setting that avoids it if any does."""
     lines = [line.strip() for line in text.splitlines()]
     said = [line.removeprefix("Explanation: ") for line in lines if line.startswith("Explanation:")]
     said += [line.removeprefix("Hint: ") for line in lines if line.startswith("Hint: Set ")]
+    if "(ScriptObject)" in text:
+        said.append(_PACKED)
     return f"Dynamo cannot capture this: {' '.join([lines[0].rstrip('.') + '.', *said])}"

@@ -17,7 +17,8 @@ from typing import Any
 from singlecard.errors import ModelError
 from singlecard.report.origin import first_line, place_of
 
-_WANTED = "it must return (module, args) or (module, args, kwargs)"
+_RETURNS = "(module, args) or (module, args, kwargs)"
+_WANTED = f"it must return {_RETURNS}"
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,31 @@ def load_model(spec: str) -> Model:
         from singlecard.report.exported import load_exported
 
         return load_exported(Path(spec))
+    return _model_from(spec, call_named(spec))
+
+
+def call_named(spec: str, what: str = "MODEL", returns: str = _RETURNS) -> Any:
+    """Return what the function that a command names returns.
+
+    Args:
+        spec: ``path.py:function`` or ``package.module:function``.
+        what: the argument's name, and
+        returns: what the function should return; both for messages.
+
+    Raises:
+        ModelError: there is no such function, or it raises.
+    """
     source, _, name = spec.rpartition(":")
     if not source or not name:
+        pt2 = ", or name a .pt2 file" if what == "MODEL" else ""
         raise ModelError(
-            f"MODEL {spec!r} names no function: write path.py:function or "
-            "package.module:function, or name a .pt2 file"
+            f"{what} {spec!r} names no function: write path.py:function or "
+            f"package.module:function{pt2}"
         )
     module = _module_from_file(Path(source)) if source.endswith(".py") else _module_from(source)
-    function = _function_of(module, name, source)
-    with _blaming(f"the function {name} of {source} raised"):
-        made = function()
-    return _model_from(spec, made)
+    function = _function_of(module, name, source, returns)
+    with blaming(f"the function {name} of {source} raised"):
+        return function()
 
 
 def _module_from_file(path: Path) -> ModuleType:
@@ -77,7 +92,7 @@ def _module_from_file(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None  # only unknown suffixes have none
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their own module up while it is imported
-    with _blaming(f"importing {path} raised"):
+    with blaming(f"importing {path} raised"):
         spec.loader.exec_module(module)
     return module
 
@@ -85,7 +100,7 @@ def _module_from_file(path: Path) -> ModuleType:
 def _module_from(name: str) -> ModuleType:
     _search(Path())
     try:
-        with _blaming(f"importing {name} raised"):
+        with blaming(f"importing {name} raised"):
             return importlib.import_module(name)
     except ModelError as error:
         missing = error.__cause__
@@ -105,7 +120,7 @@ def _search(folder: Path) -> None:
         sys.path.insert(0, place)
 
 
-def _function_of(module: ModuleType, name: str, source: str) -> Callable[[], Any]:
+def _function_of(module: ModuleType, name: str, source: str, returns: str) -> Callable[[], Any]:
     function = getattr(module, name, None)
     if function is None:
         own = [
@@ -120,7 +135,7 @@ def _function_of(module: ModuleType, name: str, source: str) -> Callable[[], Any
     if not callable(function):
         raise ModelError(
             f"{name} of {source} is {_described(function)}: name a function that returns "
-            "(module, args) or (module, args, kwargs)"
+            f"{returns}"
         )
     needed = [
         parameter.name
@@ -131,13 +146,13 @@ def _function_of(module: ModuleType, name: str, source: str) -> Callable[[], Any
     if needed:
         raise ModelError(
             f"{name} of {source} wants arguments ({', '.join(needed)}): name a function that "
-            "takes none and returns (module, args) or (module, args, kwargs)"
+            f"takes none and returns {returns}"
         )
     return function  # type: ignore[no-any-return]
 
 
 @contextmanager
-def _blaming(what: str) -> Iterator[None]:
+def blaming(what: str) -> Iterator[None]:
     """Turn whatever the user's own code raises into one sentence that names its line."""
     try:
         yield

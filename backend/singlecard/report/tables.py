@@ -13,6 +13,7 @@ from rich.text import Text
 
 from singlecard.engine.plan_report import PlanReport
 from singlecard.report.plan_rows import FallbackRow, Grid, format_bytes
+from singlecard.report.quantized import placement_grid
 from singlecard.report.render import fallback_table, table_of
 
 if TYPE_CHECKING:  # both import PyTorch, which the tables themselves can do without
@@ -70,12 +71,14 @@ def verify_table(report: VerifyReport, limit: float | None = None) -> Renderable
         ("", f"{report.max_rel_error:.2e}", "relative to the largest value of its output"),
         ("time", f"{report.timings.get('total', 0.0):.1f} s", built_text(report.timings)),
     ]
-    table = facts_table("Verification against eager PyTorch", rows)
+    parts: list[RenderableType] = [facts_table("Verification against eager PyTorch", rows)]
+    if report.placements:
+        parts += ["", table_of(placement_grid(report.placements))]
     if not report.fallback:
-        return table
+        return Group(*parts)
     lines = report.fallback_lines or [""] * len(report.fallback)
     left_out = [(*pair, line) for pair, line in zip(report.fallback, lines, strict=True)]
-    return Group(table, fallback_table(fallback_rows(left_out)))
+    return Group(*parts, fallback_table(fallback_rows(left_out)))
 
 
 def lowered_text(coverage: float, ops: int) -> tuple[str, str]:

@@ -15,7 +15,9 @@ from singlecard.engine.plan_report import PlanReport
 from singlecard.network.building import Progress
 from singlecard.options import Options
 from singlecard.partition import Fallback
+from singlecard.placement import Placement
 from singlecard.report.measure import copied, mark_dynamic, run_compiled
+from singlecard.report.quantized import placement_dict
 from singlecard.session import Session
 
 
@@ -53,6 +55,7 @@ class VerifyReport:
         timings: seconds by stage.
         fallback_lines: of each op in ``fallback``, the line of the model that it comes from, as
             ``file:line: code``, or "".
+        placements: for each graph that was to be quantized, what became of each op, and why.
     """
 
     coverage: float
@@ -69,6 +72,7 @@ class VerifyReport:
     plans: list[PlanReport] = field(repr=False)
     timings: dict[str, float] = field(repr=False)
     fallback_lines: list[str] = field(default_factory=list, repr=False)
+    placements: tuple[Placement, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the tensors, as plain values."""
@@ -87,6 +91,7 @@ class VerifyReport:
             "max_rel_error": self.max_rel_error,
             "relative_l2": self.relative_l2,
             "mismatch": self.mismatch,
+            "quantization": [placement_dict(item) for item in self.placements],
             "timings": self.timings,
         }
 
@@ -106,6 +111,7 @@ class Compiled:
     ops: int
     lowered_ops: int
     timings: dict[str, float]
+    placements: tuple[Placement, ...] = ()
 
     @property
     def coverage(self) -> float:
@@ -143,6 +149,7 @@ def compile_model(
         sum(graph.ops for graph in session.graphs),
         sum(graph.lowered_ops for graph in session.graphs),
         timings,
+        tuple(graph.placement for graph in session.graphs if graph.placement is not None),
     )
 
 
@@ -200,6 +207,7 @@ def verify(
         plans=[engine.report for engine in compiled.engines],
         timings=compiled.timings,
         fallback_lines=[item.line for item in compiled.fallback],
+        placements=compiled.placements,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,9 +90,8 @@ class Histogram:
         self.zeros += theirs.zeros
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, with no bins behind the last that is not empty."""
-        last = int(np.flatnonzero(self.counts)[-1]) + 1 if self.counts.any() else 0
-        return {"limit": self.limit, "zeros": self.zeros, "counts": self.counts[:last].tolist()}
+        """Return plain values; the counts are packed into text."""
+        return {"limit": self.limit, "zeros": self.zeros, "counts": _packed(self.counts)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Histogram:
@@ -100,14 +101,45 @@ class Histogram:
             ValueError: a value is missing, or no count.
         """
         try:
-            given = np.asarray(values["counts"], np.int64)
+            counts = _unpacked(values["counts"])
             limit, zeros = float(values["limit"]), int(values["zeros"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a histogram: {error}") from error
-        if given.ndim != 1 or len(given) > BINS or (given < 0).any() or zeros < 0:
-            raise ValueError(f"not a histogram: {len(given)} counts, or one below zero")
-        if limit < 0 or (limit and math.frexp(limit)[0] != 0.5) or (given.any() and not limit):
+        if (counts < 0).any() or zeros < 0:
+            raise ValueError("not a histogram: a count is below zero")
+        if limit < 0 or (limit and math.frexp(limit)[0] != 0.5) or (counts.any() and not limit):
             raise ValueError(f"not a histogram: its limit, {limit}, is no power of two")
-        counts = np.zeros(BINS, np.int64)
-        counts[: len(given)] = given
         return cls(limit, counts, zeros)
+
+
+def _packed(counts: np.ndarray) -> str:
+    """Return counts as base64 of zlib: first the lowest bytes of all, then the next, and so on."""
+    planes = counts.astype("<i8").view(np.uint8).reshape(-1, 8).T
+    return base64.b64encode(zlib.compress(planes.tobytes(), 9)).decode("ascii")
+
+
+def _unpacked(text: Any) -> np.ndarray:
+    """Return what `_packed` was given.
+
+    Raises:
+        ValueError: the text is damaged.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"its counts are {type(text).__name__}, not text")
+    unpacking = zlib.decompressobj()
+    try:
+        content = unpacking.decompress(base64.b64decode(text, validate=True), BINS * 8)
+    except zlib.error as error:
+        raise ValueError(f"its counts are damaged ({error})") from error
+    if len(content) != BINS * 8 or not _is_whole(unpacking):
+        raise ValueError("its counts are cut off, or too many")
+    planes = np.frombuffer(content, np.uint8).reshape(8, -1)
+    return np.ascontiguousarray(planes.T).view("<i8").astype(np.int64).reshape(-1)
+
+
+def _is_whole(unpacking: Any) -> bool:
+    """Tell whether a stream ends here, with the right checksum."""
+    try:
+        return not unpacking.decompress(unpacking.unconsumed_tail, 1) and bool(unpacking.eof)
+    except zlib.error:
+        return False

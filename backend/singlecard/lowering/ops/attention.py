@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from singlecard.capture import ops as own
+from singlecard.capture import quantized
+from singlecard.capture.quantized import KINDS
 from singlecard.lowering.conditions import arg, dtype, rank, when
 from singlecard.lowering.declaration import accepts, lowers
 from singlecard.lowering.ops.triangle import lower_triangle
@@ -59,27 +62,84 @@ def attention(
     sees = rows_see or attn_mask is None or _every_row_sees_something(net, attn_mask)
     if not is_causal and _is_decoding(query, key, value):
         return _decode(net, query, key, value, attn_mask, scale, sees)
+    return _written_out(
+        net, query, key, value, attn_mask, is_causal, scale, sees, lambda x, place: x
+    )
+
+
+@lowers(quantized.quantized_attention)
+@accepts(
+    dtype("query").floating,
+    rank("query").between(2, 8),
+    arg("kind").one_of("int8", "fp8"),
+    when(
+        "a mask and is_causal are not combined",
+        lambda call: call.values["attn_mask"] is None or not call.values["is_causal"],
+        lambda call: "both",
+    ),
+)
+def quantized_attention(
+    net: Net,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    rows_see: bool,
+    steps: Sequence[float],
+    kind: str,
+) -> Tensor:
+    """Attention whose two products read INT8 or FP8."""
+
+    def rounded(x: Tensor, place: int) -> Tensor:
+        step = net.scalar(steps[place], torch.float32)
+        return net.dequantize(net.quantize(x, step, KINDS[kind].dtype), step, x.dtype)
+
+    sees = rows_see or attn_mask is None or _every_row_sees_something(net, attn_mask)
+    return _written_out(net, query, key, value, attn_mask, is_causal, scale, sees, rounded)
+
+
+#: Puts quantization on an operand of attention: queries 0, keys 1, values 2, probabilities 3.
+_Rounding = Callable[[Tensor, int], Tensor]
+
+
+def _written_out(
+    net: Net,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    sees: bool,
+    rounded: _Rounding,
+) -> Tensor:
     if query.ndim > 2:
         heads = net.size(query, -3)
         key, value = (_repeat_heads(net, x, heads) for x in (key, value))
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = net.matmul(net.times(query, factor), key, transpose_b=True)
+    query = rounded(net.times(query, factor), 0)
+    scores = net.matmul(query, rounded(key, 1), transpose_b=True)
+    value = rounded(value, 2)
     if is_causal:
         attn_mask = lower_triangle(net, scores, 0)
     if attn_mask is None:
-        return net.matmul(net.softmax(scores, -1), value)
+        return net.matmul(rounded(net.softmax(scores, -1), 3), value)
     if attn_mask.dtype != torch.bool:
         masked = net.sum(scores, net.cast(attn_mask, scores.dtype))
-        return net.matmul(net.softmax(masked, -1), value)
+        return net.matmul(rounded(net.softmax(masked, -1), 3), value)
     lowest = net.scalar(_LOWEST[scores.dtype], scores.dtype, scores.ndim)
     weights = net.softmax(net.where(attn_mask, scores, lowest), -1)
     nothing = net.scalar(0.0, scores.dtype, scores.ndim)
     if is_causal or sees:
-        return net.matmul(weights, value)
+        return net.matmul(rounded(weights, 3), value)
     if 0 < key.shape[-2] <= LONGEST_WITH_ZEROS:
-        return net.matmul(net.where(attn_mask, weights, nothing), value)
+        return net.matmul(rounded(net.where(attn_mask, weights, nothing), 3), value)
     seen = net.reduce("MAX", net.cast(attn_mask, torch.int32), [attn_mask.ndim - 1], True)
-    return net.where(net.cast(seen, torch.bool), net.matmul(weights, value), nothing)
+    attended = net.matmul(rounded(weights, 3), value)
+    return net.where(net.cast(seen, torch.bool), attended, nothing)
 
 
 #: Widths of a head that the attention layer takes (tensorrt_rtx 1.7.1.116).

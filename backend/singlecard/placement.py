@@ -1,0 +1,276 @@
+"""Which points of a Program are quantized: those whose quantization the plan rewards.
+
+Quantizing an op can cost more than it saves: a kernel more, a result written in FP32, weights read
+through memory. What it does depends on its neighbours too, for the builder fuses across them. So
+whole plans are built and read: the FP16 plan, the plan with everything quantized, and plans with one
+group of ops left out of it, for as long as leaving one out makes the plan cheaper. A group is an op
+of a layer with the same op of all other layers, and what reads the same tensor.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from singlecard.engine.cards import Card
+from singlecard.engine.cost import Cost, cost_of
+from singlecard.engine.plan_report import PlanReport
+from singlecard.precision.points import Point
+from singlecard.precision.quantize import refusal
+from singlecard.precision.table import CalibrationTable
+
+log = logging.getLogger("singlecard")
+
+#: Builds the plans of an assignment; None where they do not build.
+Build = Callable[[Mapping[str, str]], Sequence[PlanReport] | None]
+
+#: Precisions that are more than a type: what makes an assignment.
+ASSIGNABLE = frozenset({"int8", "fp8", "int8-weight", "int4-weight"})
+
+#: Types of arithmetic that a quantized product really has.
+_REAL = frozenset({"Int8", "FP8"})
+
+#: What a kernel's list of ops says for a point's op, where it is not the same word.
+_WORDS = {"product": ("mm", "matmul")}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of one point.
+
+    Attributes:
+        name: of the point.
+        asked: the precision that was asked for.
+        taken: the precision that it has.
+        reason: one sentence where they differ, else "".
+    """
+
+    name: str
+    asked: str
+    taken: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """An assignment, and how it came about.
+
+    Attributes:
+        decisions: one for each point.
+        before: cost of the plan with nothing quantized; None where it was not built.
+        after: cost of the plan as decided.
+        trials: number of plans that were built and read.
+    """
+
+    decisions: tuple[Decision, ...]
+    before: Cost | None = None
+    after: Cost | None = None
+    trials: int = 0
+
+    @property
+    def assignment(self) -> dict[str, str]:
+        """The precision of each point that is quantized."""
+        return {
+            item.name: item.taken for item in self.decisions if item.taken not in ("fp16", "fp32")
+        }
+
+
+def decide(
+    points: Sequence[Point],
+    precision: str,
+    table: CalibrationTable | None,
+    left_out: Callable[[fx.Node], str | None],
+) -> list[Decision]:
+    """Return for each point the precision that it could have; plans are not looked at yet.
+
+    Args:
+        points: of a Program.
+        precision: what was asked for, or ``"auto"`` for what the table assigns.
+        table: calibration; what it assigns to FP16 or FP32 stays so under any precision.
+        left_out: tells why an op stays in PyTorch.
+    """
+    decisions = []
+    for point in points:
+        given = table.assignment.get(point.name) if table else None
+        asked = (given or "fp16") if precision == "auto" else precision
+        kept = given if given in ("fp16", "fp32") else None
+        reason = left_out(point.node)
+        if reason is not None:
+            decisions.append(Decision(point.name, asked, "fp32", f"it stays in PyTorch: {reason}"))
+        elif asked in ("fp16", "fp32"):
+            decisions.append(Decision(point.name, asked, asked))
+        elif kept is not None:
+            words = "the calibration table keeps it there"
+            decisions.append(Decision(point.name, asked, kept, words))
+        else:
+            reason = refusal(point, asked, table)
+            taken = asked if reason is None else "fp16"
+            decisions.append(Decision(point.name, asked, taken, reason or ""))
+    return decisions
+
+
+def group_of(point: Point) -> str:
+    """Return what is decided together: the same op in all layers, and what reads the same tensor."""
+    name = point.operands[0][0].rpartition("/")[0] if point.operands else point.name
+    parts = ("*" if part.isdigit() else part for part in name.split("."))
+    width = "" if point.weight is None else f" {'x'.join(map(str, point.weight.shape[1:]))}"
+    return f"{'.'.join(parts)} ({point.op}{width})"
+
+
+def place(
+    points: Sequence[Point],
+    candidates: Mapping[str, str],
+    build: Build,
+    cards: Sequence[Card],
+    trials: int,
+) -> Placement:
+    """Choose which candidates are quantized.
+
+    Args:
+        points: all points.
+        candidates: for each point that may be quantized, by name, its precision.
+        build: makes the plans of an assignment.
+        cards: whose time counts.
+        trials: plans to build at most.
+
+    Returns:
+        A decision for each candidate.
+    """
+    return _Search(points, candidates, build, cards, trials).run()
+
+
+class _Search:
+    def __init__(
+        self,
+        points: Sequence[Point],
+        candidates: Mapping[str, str],
+        build: Build,
+        cards: Sequence[Card],
+        trials: int,
+    ) -> None:
+        self.points = {point.name: point for point in points}
+        self.candidates, self.build, self.cards = candidates, build, cards
+        self.left = trials
+        self.built = 0
+        self.groups: dict[str, list[str]] = {}
+        for point in points:
+            if point.name in candidates:
+                self.groups.setdefault(group_of(point), []).append(point.name)
+        self.reasons: dict[str, str] = {}
+        self.base: Cost | None = None
+
+    def run(self) -> Placement:
+        self.base = self.cost(frozenset())
+        chosen = frozenset(self.groups)
+        best = self.cost(chosen) if chosen else self.base
+        if self.base is None:  # nothing to compare with: the caller will see why it does not build
+            return self.placement(chosen, best)
+        while chosen:
+            improved = self.improve(chosen, best)
+            if improved is not None:
+                chosen, best = improved
+                continue
+            simulated = self.simulated(chosen) if best is not None else {}
+            if not simulated:
+                break
+            for group, arithmetic in simulated.items():
+                self.note(group, f"it would be simulated: the plan multiplies in {arithmetic}")
+            chosen -= simulated.keys()
+            best = self.cost(chosen)
+        if best is None or best.is_slower_than(self.base):
+            for group in chosen:
+                self.note(group, _slower(best, self.base))
+            chosen, best = frozenset(), self.base
+        return self.placement(chosen, best)
+
+    def placement(self, chosen: frozenset[str], cost: Cost | None) -> Placement:
+        taken = self.assignment(chosen)
+        decisions = tuple(
+            Decision(name, asked, taken.get(name, "fp16"), self.reasons.get(name, ""))
+            for name, asked in self.candidates.items()
+        )
+        return Placement(decisions, self.base, cost, self.built)
+
+    def improve(
+        self, chosen: frozenset[str], best: Cost | None
+    ) -> tuple[frozenset[str], Cost] | None:
+        """Leave out the groups without which the plan is cheaper; None where there is none."""
+        base = self.base
+        assert base is not None
+        now = float("inf") if best is None else best.against(base)
+        gains: dict[str, tuple[float, Cost]] = {}
+        for group in sorted(chosen):
+            if not self.left:
+                break
+            cost = self.cost(chosen - {group})
+            if cost is not None and cost.against(base) < now:
+                gains[group] = (cost.against(base), cost)
+        if not gains:
+            return None
+        first = min(gains, key=lambda group: gains[group][0])
+        out, cost = {first}, gains[first][1]
+        if len(gains) > 1 and self.left:
+            together = self.cost(chosen - gains.keys())
+            if together is not None and together.against(base) <= gains[first][0]:
+                out, cost = set(gains), together
+        for group in out:
+            share = (now - gains[group][0]) * 100
+            words = "does not build" if best is None else f"costs {share:.1f} % of the plan's time"
+            self.note(group, f"{self.precision(group)} here {words} instead of saving any")
+        return chosen - out, cost
+
+    def precision(self, group: str) -> str:
+        return self.candidates[self.groups[group][0]]
+
+    def note(self, group: str, reason: str) -> None:
+        for name in self.groups[group]:
+            self.reasons[name] = reason
+
+    def assignment(self, chosen: frozenset[str]) -> dict[str, str]:
+        return {
+            name: self.candidates[name] for group in self.groups if group in chosen
+            for name in self.groups[group]
+        }
+
+    def cost(self, chosen: frozenset[str]) -> Cost | None:
+        reports = self.reports(chosen)
+        return None if reports is None else cost_of(reports, self.cards)
+
+    def reports(self, chosen: frozenset[str]) -> Sequence[PlanReport] | None:
+        self.left -= 1
+        self.built += 1
+        return self.build(self.assignment(chosen))
+
+    def simulated(self, chosen: frozenset[str]) -> dict[str, str]:
+        """Return groups whose products the plan computes in a wider type, with that type."""
+        asked = {group for group in chosen if self.precision(group) in ("int8", "fp8")}
+        reports = self.reports(chosen) if asked else None
+        found: dict[str, str] = {}
+        for group in asked if reports is not None else ():
+            for name in self.groups[group]:
+                path, _, op = name.partition(":")
+                path, op = "" if path == "model" else path, op.partition(".")[0]
+                words = _WORDS.get(op, (op,))
+                types = {
+                    kernel.arithmetic
+                    for report in reports or ()
+                    for kernel in report.kernels
+                    if kernel.arithmetic and path in kernel.modules
+                    and any(word in made for made in kernel.ops for word in words)
+                }
+                if types and not types & _REAL:
+                    found[group] = " and ".join(sorted(map(str, types)))
+        return found
+
+
+def _slower(cost: Cost | None, base: Cost) -> str:
+    if cost is None:
+        return "the quantized network does not build"
+    share = (cost.against(base) - 1) * 100
+    return (
+        f"the quantized plan would take {share:.1f} % longer than the FP16 plan "
+        f"({cost.kernels} kernels for {base.kernels})"
+    )

@@ -1,0 +1,128 @@
+"""Placement reads plans: what costs more in INT8 stays in FP16, and the whole is never slower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from singlecard.engine.cards import find_card
+from singlecard.engine.plan_report import Kernel, PlanReport
+from singlecard.placement import place
+
+CARD = find_card("RTX 4090")
+
+
+def kernel(module: str, moved: int, arithmetic: str | None) -> Kernel:
+    return Kernel(
+        "k", "gemm", (), (), (), (module,), ("aten.linear",), False, arithmetic, 0, moved, 0
+    )
+
+
+def report(kernels: list[Kernel]) -> PlanReport:
+    return PlanReport(tuple(kernels), (), (), None, 0, 0, 0)
+
+
+def point(name: str) -> Any:
+    return SimpleNamespace(name=f"{name}:linear", operands=(), weight=None, op="linear")
+
+
+class Plans:
+    """Plans whose cost is known for each op: bytes, kernels and arithmetic by precision."""
+
+    def __init__(self, quantized: Mapping[str, tuple[int, int, str]]) -> None:
+        self.quantized = quantized
+        self.built: list[dict[str, str]] = []
+
+    def __call__(self, assignment: Mapping[str, str]) -> list[PlanReport]:
+        self.built.append(dict(assignment))
+        kernels = []
+        for name, (moved, count, arithmetic) in self.quantized.items():
+            if f"{name}:linear" in assignment:
+                kernels += [kernel(name, moved // count, arithmetic)] * count
+            else:
+                kernels.append(kernel(name, 10_000_000, "Half"))
+        return [report(kernels)]
+
+
+def placed(quantized: Mapping[str, tuple[int, int, str]], trials: int = 48) -> Any:
+    points = [point(name) for name in quantized]
+    plans = Plans(quantized)
+    result = place(points, {item.name: "int8" for item in points}, plans, [CARD], trials)
+    return result, plans
+
+
+def test_keeps_what_pays() -> None:
+    """Half the bytes in one kernel: a user who asks for INT8 gets it."""
+    result, _ = placed({"a": (5_000_000, 1, "Int8"), "b": (5_000_000, 1, "Int8")})
+    assert result.assignment == {"a:linear": "int8", "b:linear": "int8"}
+    assert result.after.bytes_moved == 10_000_000
+
+
+def test_leaves_out_what_costs_more() -> None:
+    """The loudest complaint about INT8 is that it is slower: such ops stay in FP16, with a reason."""
+    result, _ = placed({"a": (5_000_000, 1, "Int8"), "b": (11_000_000, 3, "Int8")})
+    assert result.assignment == {"a:linear": "int8"}
+    (left,) = [item for item in result.decisions if item.taken == "fp16"]
+    assert left.name == "b:linear" and "costs" in left.reason and "instead of saving" in left.reason
+
+
+def test_leaves_out_what_is_only_simulated() -> None:
+    """INT8 that the plan multiplies in Half saves bytes at best: it must not be called INT8."""
+    result, _ = placed({"a": (5_000_000, 1, "Int8"), "b": (9_000_000, 1, "Half")})
+    assert result.assignment == {"a:linear": "int8"}
+    (left,) = [item for item in result.decisions if item.taken == "fp16"]
+    assert "simulated" in left.reason and "Half" in left.reason
+
+
+def test_is_never_slower_than_fp16() -> None:
+    """Whatever the search finds in its trials, a plan that is slower than FP16's is not taken."""
+    costly = {name: (9_990_000, 3, "Int8") for name in "abcdef"}
+    for trials in (2, 3, 48):
+        result, _ = placed(costly, trials)
+        assert not result.assignment, trials
+        assert not result.after.is_slower_than(result.before)
+        assert all(item.reason for item in result.decisions)
+
+
+def test_layers_that_repeat_are_decided_together() -> None:
+    """A model of a hundred layers must not build a hundred times as many plans."""
+    layers = {f"layers.{at}.{name}": (5_000_000, 1, "Int8") for at in range(50) for name in "ab"}
+    result, plans = placed(layers)
+    assert len(result.assignment) == 100
+    assert len(plans.built) < 8
+
+
+def test_a_plan_that_does_not_build_is_not_taken() -> None:
+    """A quantized op that TensorRT refuses must not take the whole engine with it."""
+    points = [point("a"), point("b")]
+    plans = Plans({"a": (5_000_000, 1, "Int8"), "b": (5_000_000, 1, "Int8")})
+
+    def build(assignment: Mapping[str, str]) -> list[PlanReport] | None:
+        return None if "b:linear" in assignment else plans(assignment)
+
+    result = place(points, {item.name: "int8" for item in points}, build, [CARD], 48)
+    assert result.assignment == {"a:linear": "int8"}
+    assert "does not build" in [item.reason for item in result.decisions][1]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_never_slower_whatever_the_costs(seed: int) -> None:
+    """The rule that a user relies on, on random plans."""
+    import random
+
+    draw = random.Random(seed)
+    costs = {
+        name: (draw.randrange(1_000_000, 14_000_000), draw.randrange(1, 5), "Int8")
+        for name in "abcdefgh"
+    }
+    result, _ = placed(costs)
+    assert not result.after.is_slower_than(result.before)
+    alone = {
+        name
+        for name, (moved, count, _) in costs.items()
+        if moved / CARD.bandwidth + count * 1e-6 < 10_000_000 / CARD.bandwidth + 1e-6
+    }
+    assert {name.partition(":")[0] for name in result.assignment} == alone
