@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/errors.md", "docs/quantized_models.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/calibration.md", "docs/errors.md", "docs/quantized_models.md"]
+)
 def test_snippets_of_the_pages_run(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from singlecard.errors import OptionError, TargetError
+from singlecard.errors import CalibrationError, OptionError, TargetError
 from singlecard.options import Options
+from singlecard.precision.table import CalibrationTable
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_unknown_key_names_the_nearest(key: str, nearest: str) -> None:
 
 def test_key_like_no_other_lists_all() -> None:
     """Where no key is near, the message lists them."""
-    with pytest.raises(OptionError, match="precision, targets, execution, strict"):
+    with pytest.raises(OptionError, match="precision, calibration, .*targets, execution, strict"):
         Options.parse({"zzzz": 1})
 
 
@@ -39,6 +40,10 @@ BAD: list[dict[str, Any]] = [
     {"precision": "fp17"},
     {"precision": 16},
     {"precision": ["fp16"]},
+    {"precision": "int4"},
+    {"keep_fp32": 3},
+    {"sparse_weights": "yes"},
+    {"calibration": 7},
     {"execution": "gpu"},
     {"strict": "yes"},
     {"strict": 1},
@@ -87,6 +92,44 @@ def test_good_values() -> None:
     assert options.cache_dir == Path("~/engines").expanduser()
     assert Options.parse({"targets": "portable"}).targets == ()
     assert Options.parse(options) is options
+
+
+TABLE = CalibrationTable("min-max", 2, (), {})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"precision": "int8"}, "precision='int8' needs scales: .*singlecard.calibrate"),
+        ({"precision": "fp8"}, "precision='fp8' needs scales"),
+        ({"precision": "auto"}, "precision='auto' needs scales"),
+        ({"precision": "auto", "calibration": TABLE}, "assigns nothing.*search_precision"),
+        ({"precision": "bf16", "calibration": TABLE}, "precision='bf16' uses none"),
+        ({"calibration": TABLE}, "precision='fp32' uses none"),
+    ],
+    ids=str,
+)
+def test_calibration_and_precision_belong_together(given: dict[str, Any], said: str) -> None:
+    """INT8 without scales, or scales that nothing uses, is not what the caller meant."""
+    with pytest.raises(OptionError, match=said):
+        Options.parse(given)
+
+
+def test_a_table_is_given_as_it_is_or_as_a_file(tmp_path: Path) -> None:
+    """Production reads a file, a notebook has the table at hand."""
+    TABLE.save(tmp_path / "table.json")
+    for given in (TABLE, tmp_path / "table.json", str(tmp_path / "table.json")):
+        assert Options.parse({"precision": "int8", "calibration": given}).calibration == TABLE
+    for precision in ("int8-weight", "int4-weight"):
+        assert Options.parse({"precision": precision}).calibration is None
+    with pytest.raises(CalibrationError, match="missing.json cannot be read"):
+        Options.parse({"precision": "int8", "calibration": "missing.json"})
+
+
+def test_names_that_stay_in_fp32() -> None:
+    """One name, several with commas, or a list."""
+    for given in ("a:add, b", ["a:add", "b"], ("a:add", "b")):
+        assert Options.parse({"keep_fp32": given}).keep_fp32 == ("a:add", "b")
 
 
 def test_options_cannot_change() -> None:

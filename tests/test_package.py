@@ -24,6 +24,7 @@ def run_python(code: str) -> str:
 def test_importing_it_loads_neither_tensorrt_nor_cuda() -> None:
     """torch.compile looks backends up by name in every process, also in those that use another."""
     heavy = ("torch", "tensorrt_rtx", "tensorrt", "torch_tensorrt", "rich", "numpy")
+    heavy += ("singlecard_calib",)
     loaded = f"[name for name in {heavy!r} if name in sys.modules]"
     assert run_python(f"import sys, singlecard; print({loaded})") == "[]"
 
@@ -42,6 +43,16 @@ def test_every_public_name_resolves() -> None:
     for name in singlecard.__all__:
         assert getattr(singlecard, name) is not None
     assert sorted(singlecard.__all__) == singlecard.__all__
+
+
+def test_parts_of_calibration_resolve() -> None:
+    """`SinglecardQuantizer` needs torchao, an extra: asking for another name must not."""
+    import singlecard_calib
+
+    for name in singlecard_calib.__all__:
+        if name != "SinglecardQuantizer" or find_spec("torchao") is not None:
+            assert getattr(singlecard_calib, name) is not None
+    assert not hasattr(singlecard_calib, "no_such_name")
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -13,9 +13,9 @@ from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
 from singlecard.errors import CalibrationError, OptionError, SinglecardError
 from singlecard.precision.table import CalibrationTable, TensorScale
 from singlecard.report.measure import fresh_call
-from singlecard.report.origin import first_line, place_of
+from singlecard.report.origin import first_line
 from singlecard.warning import warn_once
-from singlecard_calib.choose import STRENGTHS, readers_to_smooth, smoothed
+from singlecard_calib.choose import Smoothing, readers_to_smooth, smoothed
 from singlecard_calib.collect import Collecting
 from singlecard_calib.feeding import Call, calls, check_evaluation, run
 from singlecard_calib.observations import Observations, Seen
@@ -42,7 +42,7 @@ def calibrate(
     *,
     method: str = "min-max",
     percentile: float = 99.99,
-    smoothing: float | str | None = "search",
+    smoothing: Smoothing | None = "search",
     weights: str | None = None,
     bias_correction: bool = True,
     keep_statistics: bool = True,
@@ -114,9 +114,9 @@ def _feed(watched: _Watched, call: Call, number: int) -> None:
     except _ModelFailed as failure:
         error = failure.error
         raise CalibrationError(
-            f"the model raised {type(error).__name__} at {place_of(error)} for call {number} of "
-            f"the calibration data: {first_line(error)}. It does so in plain PyTorch too: compare "
-            "the call with what the model takes"
+            f"the model raised {type(error).__name__} for call {number} of the calibration data: "
+            f"{first_line(error)}. It does so in plain PyTorch too: compare the call with what the "
+            "model takes"
         ) from error
     except CalibrationError as error:
         raise CalibrationError(f"call {number} of the calibration data: {error}") from None
@@ -144,7 +144,7 @@ def calibrating(
     *,
     method: str = "min-max",
     percentile: float = 99.99,
-    smoothing: float | str | None = "search",
+    smoothing: Smoothing | None = "search",
     weights: str | None = None,
     bias_correction: bool = True,
     keep_statistics: bool = True,
@@ -263,11 +263,12 @@ def _table_of(seen: Observations, settings: Settings) -> CalibrationTable:
             "a calibration with one call knows little of what a model meets: give some tens of "
             "calls with data as in use"
         )
-    tensors = {
-        name: _scale_of(name, item, seen, settings)
-        for name, item in seen.tensors.items()
-        if item.observer.largest > 0.0  # all zeros: the op stays as it is, and placement says so
-    }
+    with torch.inference_mode(False):
+        tensors = {
+            name: _scale_of(name, item, seen, settings)
+            for name, item in seen.tensors.items()
+            if item.observer.largest > 0.0  # all zeros: the op stays, and placement says so
+        }
     return CalibrationTable(
         settings.method,
         seen.calls,
@@ -282,11 +283,11 @@ def _scale_of(name: str, item: Seen, seen: Observations, settings: Settings) -> 
     readers = readers_to_smooth(seen, name)
     divisor, threshold = None, settings.threshold(item.observer)
     weights_divisor = None
-    if readers and settings.strengths:
-        divisor, threshold = smoothed(item, readers, settings.threshold, settings.strengths, "int8")
+    if readers and settings.smoothing is not None:
+        divisor, threshold = smoothed(item, readers, settings.threshold, settings.smoothing, "int8")
     if readers and settings.weights:
         kind = f"{settings.weights}-weight"
-        weights_divisor, _ = smoothed(item, readers, settings.threshold, STRENGTHS, kind)
+        weights_divisor, _ = smoothed(item, readers, settings.threshold, "search", kind)
     return TensorScale(
         float(threshold),
         item.observer.largest,

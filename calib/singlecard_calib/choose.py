@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +12,16 @@ from singlecard.capture.quantized import codes_of
 from singlecard.precision.points import Point
 from singlecard.precision.weights import BLOCKS, by_blocks, by_gains
 from singlecard_calib.methods import METHODS, percentile
+from singlecard_calib.migration import migrate
 from singlecard_calib.observations import Observations, Seen
 from singlecard_calib.observe import Observer
 
 #: Chooses a threshold from what was seen.
 Method = Callable[[Observer], float]
 
-#: Shares of a channel's range that go from a tensor to its weights, of which the best is taken.
-STRENGTHS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.75)
+#: How range goes from a tensor to its weights: by SmoothQuant's formula with this strength, or by
+#: what is found to be best.
+Smoothing = float | Literal["search"]
 
 
 def method_from(name: str, share: float | None) -> Method:
@@ -54,7 +57,7 @@ def divisors(
 
 
 def smoothed(
-    seen: Seen, readers: Sequence[Point], method: Method, strengths: Sequence[float], precision: str
+    seen: Seen, readers: Sequence[Point], method: Method, smoothing: Smoothing, precision: str
 ) -> tuple[torch.Tensor | None, float]:
     """Choose a divisor by the error of the layers' outputs on samples, and its threshold.
 
@@ -62,7 +65,8 @@ def smoothed(
         seen: the tensor.
         readers: linear layers that read it; nothing else does.
         method: chooses thresholds.
-        strengths: to try; 0 stands for no divisor.
+        smoothing: a strength, which is tried beside no divisor at all, or ``"search"`` for the
+            divisor of `migrate`.
         precision: ``"int8"``, where values are rounded too, ``"int8-weight"`` or ``"int4-weight"``.
 
     Returns:
@@ -72,13 +76,21 @@ def smoothed(
     own = method(seen.observer)
     if sample is None or channels is None:
         return None, own
-    weights = [point.weight.detach().cpu().float() for point in readers if point.weight is not None]
+    weights = [
+        point.weight.detach().to("cpu", torch.float32, copy=point.weight.is_inference())
+        for point in readers
+        if point.weight is not None
+    ]
     if not weights:
         return None, own
     expected = [F.linear(sample, item) for item in weights]
     best: tuple[float, torch.Tensor | None, float] | None = None
-    for strength in strengths:
-        divisor = divisors(channels, weights, strength) if strength else None
+    if smoothing == "search":
+        moments = sample.square().mean(0)
+        tried = migrate(moments, channels, weights, precision, block_of(weights[0], precision))
+    else:
+        tried = divisors(channels, weights, smoothing)
+    for divisor in (None, tried):
         threshold = own
         if divisor is not None:
             threshold = method(_quotient(sample, channels, divisor))
@@ -87,6 +99,13 @@ def smoothed(
             best = error, divisor, threshold
     assert best is not None
     return best[1], best[2]
+
+
+def block_of(weight: torch.Tensor, precision: str) -> int | None:
+    """Return how many columns of a weight share a scale; None where a whole row does."""
+    if precision != "int4-weight":
+        return None
+    return next((size for size in BLOCKS if weight.shape[1] % size == 0), None)
 
 
 def _quotient(sample: torch.Tensor, channels: torch.Tensor, divisor: torch.Tensor) -> Observer:
@@ -116,7 +135,7 @@ def _error(
         if precision != "int4-weight":
             held = by_gains(scaled, "int8").value()
         else:
-            block = next((size for size in BLOCKS if scaled.shape[1] % size == 0), None)
+            block = block_of(scaled, precision)
             held = scaled if block is None else by_blocks(scaled, block).value()
         norm = float(right.square().sum()) or 1.0
         total += float((F.linear(values, held) - right).square().sum()) / norm

@@ -58,7 +58,7 @@ class Collecting(Session):
                 args = tuple(point.node.args[:6])
                 watchers.append((point.node, _probabilities(look), args))
         for watcher in watchers:
-            _insert(program, *watcher)
+            insert(program, *watcher)
         partition = divide(program, lambda node: "it is calibrated", None)
         steps = [(segment, eager_runner(program, segment)) for segment in partition.segments]
         return Executable(program, steps)
@@ -140,7 +140,7 @@ def probabilities(
         yield torch._safe_softmax(scores, -1)
 
 
-def _insert(
+def insert(
     program: Program, behind: fx.Node, function: Callable[..., None], args: tuple[Any, ...]
 ) -> None:
     """Call a function with values of the graph for its effect."""

@@ -81,9 +81,7 @@ def _check_same(first: CalibrationTable, table: CalibrationTable, place: int) ->
             )
             differing = "; ".join(differences(nearest, graph))
             here = "table 1" if met is first else f"table {place}"
-            raise CalibrationError(
-                f"calibration {text}: {differing} (the model is that of {here}, the table the other)"
-            )
+            raise CalibrationError(f"calibration {text}: {differing} (the model is that of {here})")
 
 
 def _assignment(tables: Sequence[CalibrationTable]) -> dict[str, str]:
@@ -103,11 +101,11 @@ def _merged(name: str, tables: Sequence[CalibrationTable]) -> TensorScale:
     whole = Observer()
     edited: dict[float, None] = {}
     choose = method_from(_known_method(parts[0][0]), parts[0][0].percentile)
-    for table, scale in parts:
+    for _, scale in parts:
         if scale.divisor or scale.weights_divisor:
             raise CalibrationError(
                 f"calibration tables with a divisor for {name} cannot be merged: it was chosen for "
-                f"one part of the data. {_INSTEAD.capitalize()}"
+                f"one part of the data. Instead, {_INSTEAD}"
             )
         seen = _observer(name, scale.statistics)
         if abs(choose(seen) - scale.threshold) > _SAME * scale.threshold:

@@ -46,6 +46,17 @@ def migrate(
     Returns:
         FP32 [channels], with a geometric mean of 1.
     """
+    with torch.enable_grad():
+        return _descend(moments, largest, weights, precision, block)
+
+
+def _descend(
+    moments: torch.Tensor,
+    largest: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    precision: str,
+    block: int | None,
+) -> torch.Tensor:
     levels = 7.0 if precision == "int4-weight" else 127.0
     energy = moments.clamp(min=float(moments.max()) * 1e-9 + 1e-30)
     whole = [float((weight.square() @ energy).sum()) or 1.0 for weight in weights]
@@ -64,8 +75,8 @@ def migrate(
                 step = (largest / divisor).amax() / 127.0
                 part = part + step.square() * scaled.square().sum()
             error = error + part / norm
-        if float(error) < least:
-            least, best = float(error), divisor.detach().clone()
+        if error.item() < least:
+            least, best = error.item(), divisor.detach().clone()
         descent.zero_grad()
         error.log().backward()  # type: ignore[no-untyped-call]
         descent.step()

@@ -51,6 +51,11 @@ class Seen:
         Raises:
             CalibrationError: an element is NaN or infinite.
         """
+        # What is kept is computed with later, also where the model ran in inference mode.
+        with torch.inference_mode(False), torch.no_grad():
+            self._add(name, values, op, share)
+
+    def _add(self, name: str, values: torch.Tensor, op: str, share: int) -> None:
         try:
             self.observer.add(values)
         except ValueError as error:

@@ -30,12 +30,15 @@ from singlecard.placement import group_of
 from singlecard.precision.points import Point, points_of
 from singlecard.precision.quantize import quantize, refusal
 from singlecard.precision.table import CalibrationTable
+from singlecard.precision.weights import Quantized
 from singlecard.report.measure import fresh_call
+from singlecard.report.plan_rows import format_bytes
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.runners import eager_runner
 from singlecard.session import Session
 from singlecard_calib.calibrate import calibrate
 from singlecard_calib.feeding import calls
+from singlecard_calib.rounding import check_weights, rounded_weights, write_weights
 
 #: Returns how far outputs are from what was expected, 0 for the same; larger is worse.
 Metric = Callable[[Any, Any], float]
@@ -56,8 +59,8 @@ def relative_l2(outputs: Any, expected: Any) -> float:
     got, want = pytree.tree_leaves(outputs), pytree.tree_leaves(expected)
     for a, b in zip(got, want, strict=True):
         if isinstance(b, torch.Tensor) and b.is_floating_point():
-            squares += float((a.double() - b.double()).square().sum())
-            norm += float(b.double().square().sum())
+            squares += float((a.detach().double() - b.detach().double()).square().sum())
+            norm += float(b.detach().double().square().sum())
     return (squares / norm) ** 0.5 if norm else squares**0.5
 
 
@@ -88,6 +91,8 @@ class Search:
         trials: each op alone in each precision.
         cumulative: error after each step of assigning ops, the least harmful first: a curve of
             ``(ops quantized, error)``.
+        fp16_bytes, bytes_moved: what the plan moves in FP16, and with the assignment, for the first
+            call's shapes; None where it does not build, or is never whole.
     """
 
     table: CalibrationTable
@@ -95,6 +100,8 @@ class Search:
     tolerance: float
     trials: tuple[Trial, ...]
     cumulative: tuple[tuple[int, float], ...]
+    fp16_bytes: int | None = None
+    bytes_moved: int | None = None
 
     @property
     def assignment(self) -> Mapping[str, str]:
@@ -106,6 +113,12 @@ class Search:
             by_op.setdefault(trial.op, {})[trial.precision] = trial
         kinds = [kind for kind in PRECISIONS if any(kind in found for found in by_op.values())]
         title = f"Error {self.error:.2%} of {self.tolerance:.2%} allowed"
+        if self.fp16_bytes and self.bytes_moved:
+            share = self.bytes_moved / self.fp16_bytes
+            title += (
+                f", {format_bytes(self.bytes_moved)} moved of {format_bytes(self.fp16_bytes)} in "
+                f"FP16 ({share:.0%})"
+            )
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
         table.add_column("op", overflow="fold")
         for kind in kinds:
@@ -128,8 +141,9 @@ def search_precision(
     metric: Metric | None = None,
     table: CalibrationTable | None = None,
     precisions: Sequence[str] = PRECISIONS,
-    evaluation: int = 4,
+    evaluation: int = 8,
     targets: Sequence[str] | str | None = None,
+    round_weights: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Search:
     """Find the cheapest precision for each op that keeps outputs within a tolerance.
@@ -145,6 +159,9 @@ def search_precision(
         evaluation: calls of ``data`` that errors are measured on. Bytes are counted for the first
             call's shapes.
         targets: cards that bytes are counted for; None: portable.
+        round_weights: let weights that are assigned to ``"int8-weight"`` be rounded by GPTQ, each
+            column's error made up for by the columns behind it. Their rounded values are written to
+            the model, in place: save its ``state_dict`` together with the table.
         progress: called after each op tried, with the number done and in all.
 
     Returns:
@@ -160,11 +177,24 @@ def search_precision(
         if kind not in _BITS or kind == "fp16":
             raise OptionError(f"precisions holds {kind!r}, which is no quantized precision")
     held = list(calls(data))
+    if round_weights:
+        check_weights(model)
     if table is None:
-        table = calibrate(model, held)
+        table = calibrate(model, held, weights="int8")
     options = {"precision": "fp16", "targets": targets, "calibration": table}
     work = _Work(model, held[:evaluation], Options.parse(options), table, metric or relative_l2)
-    return _Searching(work, tolerance, precisions, progress).run()
+    if round_weights:
+        work.instead = rounded_weights(model, held, work.points, table)
+    found = _Searching(work, tolerance, precisions, progress).run()
+    if round_weights:
+        written = write_weights(work.points, work.instead, found.assignment)
+        graphs = tuple(
+            {name: written[name].signature() if name in written else entry
+             for name, entry in graph.items()}
+            for graph in found.table.graphs
+        )
+        found = dataclasses.replace(found, table=dataclasses.replace(found.table, graphs=graphs))
+    return found
 
 
 class _Work(Session):
@@ -183,6 +213,8 @@ class _Work(Session):
         self.points: dict[str, Point] = {}
         self.assignment: Mapping[str, str] = {}
         self.running: list[_Again] = []
+        self.known: dict[tuple[Any, ...], Quantized] = {}
+        self.instead: dict[tuple[str, str], torch.Tensor] = {}
         self.call = torch.compile(fresh_call(model), backend=self.backend)
         self.expected = self.outputs()
 
@@ -243,7 +275,7 @@ class _Again:
 
     def _make(self, assignment: Mapping[str, str]) -> Executable:
         program = self.program.copy()
-        quantize(program, points_of(program), assignment, self.work.table)
+        quantize(program, points_of(program), assignment, self.work.table, self.work.known, self.work.instead)
         partition = divide(program, lambda node: "precisions are tried", None)
         steps = [(segment, eager_runner(program, segment)) for segment in partition.segments]
         return Executable(program, steps)
@@ -264,28 +296,30 @@ class _Searching:
 
     def run(self) -> Search:
         trials = self.alone()
-        low, high = 0.0, 4.0 * self.tolerance
         best: dict[str, str] = {}
         error = 0.0
-        for _ in range(_ROUNDS):
-            # Errors of single ops add up as if they were independent: their squares do.
-            budget = high if not best and low == 0.0 else (low + high) / 2
+        # Errors of single ops add up as if they were independent: their squares do, about.
+        low, high = 0.0, 4.0 * self.tolerance
+        for turn in range(_ROUNDS):
+            budget = (low + high) / 2 if turn else high
             candidate = self.assigned(trials, budget)
             met = self.work.error(candidate)
-            if met <= self.tolerance:
-                if self.saved(trials, candidate) >= self.saved(trials, best):
-                    best, error = candidate, met
-                low = budget
-                if budget >= high:
-                    break
-            else:
+            if met > self.tolerance:
                 high = budget
+                continue
+            if self.saved(trials, candidate) >= self.saved(trials, best):
+                best, error = candidate, met
+            if not turn:
+                break
+            low = budget
         return Search(
             dataclasses.replace(self.work.table, assignment=best),
             error,
             self.tolerance,
             tuple(trials),
             tuple(self.curve(trials, best)),
+            self.work.bytes_moved({}),
+            self.work.bytes_moved(best),
         )
 
     def alone(self) -> list[Trial]:

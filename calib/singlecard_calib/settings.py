@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from singlecard.errors import OptionError
-from singlecard_calib.choose import STRENGTHS, Method, method_from
+from singlecard_calib.choose import Method, Smoothing, method_from
 from singlecard_calib.methods import METHODS
 
 
@@ -15,7 +15,7 @@ class Settings:
 
     method: str = "min-max"
     percentile: float = 99.99
-    smoothing: float | str | None = "search"
+    smoothing: Smoothing | None = "search"
     weights: str | None = None
     bias_correction: bool = True
     keep_statistics: bool = True
@@ -49,13 +49,6 @@ class Settings:
     def threshold(self) -> Method:
         """The method, with its share where it is the percentile."""
         return method_from(self.method, self.percentile)
-
-    @property
-    def strengths(self) -> tuple[float, ...]:
-        """What is tried to move range from tensors to weights; 0 stands for nothing."""
-        if self.smoothing == "search":
-            return STRENGTHS
-        return () if self.smoothing is None else (float(self.smoothing),)
 
 
 def _is_number(value: object) -> bool:

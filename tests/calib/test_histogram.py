@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -91,16 +93,35 @@ def test_plain_values_and_back() -> None:
     assert equal(Histogram.from_dict(json.loads(json.dumps(histogram.to_dict()))), histogram)
 
 
+def test_counts_are_packed() -> None:
+    """A list of 8,192 numbers for each tensor is megabytes of a table that people look into."""
+    assert len(json.dumps(seen(*batches()).to_dict())) < 2_000
+    large = seen(*batches())
+    large.counts *= 1 << 40
+    assert equal(Histogram.from_dict(large.to_dict()), large)
+
+
+def packed(*counts: int, size: int = BINS) -> str:
+    whole = np.zeros(size, np.int64)
+    whole[: len(counts)] = counts
+    planes = whole.view(np.uint8).reshape(-1, 8).T
+    return base64.b64encode(zlib.compress(planes.tobytes())).decode()
+
+
 @pytest.mark.parametrize(
     "values",
     [
         {},
-        {"limit": 1.0, "zeros": 0, "counts": [-1]},
-        {"limit": 1.0, "zeros": -1, "counts": []},
-        {"limit": 3.0, "zeros": 0, "counts": [1]},
-        {"limit": 0.0, "zeros": 0, "counts": [1]},
-        {"limit": 1.0, "zeros": 0, "counts": [1] * (BINS + 1)},
+        {"limit": 1.0, "zeros": 0, "counts": packed(-1)},
+        {"limit": 1.0, "zeros": -1, "counts": packed()},
+        {"limit": 3.0, "zeros": 0, "counts": packed(1)},
+        {"limit": 0.0, "zeros": 0, "counts": packed(1)},
+        {"limit": 1.0, "zeros": 0, "counts": packed(1, size=BINS + 1)},
+        {"limit": 1.0, "zeros": 0, "counts": packed(1, size=BINS - 1)},
+        {"limit": 1.0, "zeros": 0, "counts": packed(1)[:-12]},
+        {"limit": 1.0, "zeros": 0, "counts": packed(1)[:-8] + "AAAAAAA="},
         {"limit": 1.0, "zeros": 0, "counts": "many"},
+        {"limit": 1.0, "zeros": 0, "counts": [1]},
     ],
 )
 def test_damaged_values_are_refused(values: dict[str, object]) -> None:

@@ -14,7 +14,7 @@ from torch import fx
 
 from singlecard.capture.program import Program
 from singlecard.capture.quantized import KINDS, codes_of, fake_quantize
-from singlecard.lowering.call import Call
+from singlecard.lowering.call import Call, op_name
 from singlecard.lowering.table import REASON
 from singlecard.passes.dynamic_quantization import DYNAMIC
 from singlecard.passes.rule import replace
@@ -51,9 +51,9 @@ def _is(node: Any, *names: str) -> bool:
     return str(node.target).rpartition(".")[0] in names
 
 
-def _refuse(program: Program, node: fx.Node, why: str) -> bool:
+def _refuse(node: fx.Node, why: str) -> bool:
     """Note why an op stays in PyTorch; the graph is not changed."""
-    node.meta[REASON] = f"{Call.of(node).op} {why}"
+    node.meta[REASON] = f"{op_name(node)} {why}"
     return False
 
 
@@ -93,23 +93,23 @@ def name_dequantize(program: Program, node: fx.Node) -> bool:
     scale, zero_point = _scale_and_zero_point(program, call)
     if scale is None:
         if _is(source, "quantized_decomposed.quantize_per_tensor"):
-            _refuse(program, source, DYNAMIC)
-        return _refuse(program, node, DYNAMIC)
+            _refuse(source, DYNAMIC)
+        return _refuse(node, DYNAMIC)
     codes = constant_value(program, source)
     if codes is not None:
         return _name_constant(program, call, codes, scale, zero_point)
     if not _is(source, "quantized_decomposed.quantize_per_tensor"):
-        return _refuse(program, node, "meets codes that no op of this graph made")
+        return _refuse(node, "meets codes that no op of this graph made")
     before = Call.of(source)
     made = _scale_and_zero_point(program, before)
     if made[0] is None:
-        return _refuse(program, source, DYNAMIC)
+        return _refuse(source, DYNAMIC)
     why = _refusal(before, made[0], made[1])
     if why is None and (scale.ndim or not torch.equal(made[0], scale)):
         why = "reads codes with another scale than they were made with"
     if why is not None:
-        _refuse(program, node, why)
-        return _refuse(program, source, why)
+        _refuse(node, why)
+        return _refuse(source, why)
     kind = "fp8" if before.arguments["dtype"] == torch.float8_e4m3fn else "int8"
     x: Any = source.args[0]
     same = _rounded_already(program, x, scale, kind)
@@ -134,11 +134,8 @@ def _rounded_already(
     return None
 
 
-_DEQUANTIZE = (
-    "quantized_decomposed.dequantize_per_tensor",
-    "quantized_decomposed.dequantize_per_channel",
-    "quantized_decomposed.dequantize_per_channel_group",
-)
+_BASE = "quantized_decomposed.dequantize_per_"
+_DEQUANTIZE = (f"{_BASE}tensor", f"{_BASE}channel", f"{_BASE}channel_group")
 
 
 def _scale_and_zero_point(
@@ -176,7 +173,7 @@ def _name_constant(
     dtype = node.meta["val"].dtype
     new = add_dequantize(program, node, codes, zero_point, scale, dtype, bits)
     if new is None:
-        return _refuse(program, node, f"has {_asymmetry(zero_point)}: {_SYMMETRIC}; {_CURE}")
+        return _refuse(node, f"has {_asymmetry(zero_point)}: {_SYMMETRIC}; {_CURE}")
     node.replace_all_uses_with(new)
     program.graph.erase_node(node)
     return True
@@ -241,12 +238,12 @@ def _name_modelopt(program: Program, node: fx.Node) -> bool:
     x, amax, bits, exponent, unsigned, *_ = node.args
     largest = constant_value(program, amax)
     if largest is None:
-        return _refuse(program, node, DYNAMIC)
+        return _refuse(node, DYNAMIC)
     kinds: dict[tuple[Any, Any], str] = {(8, 0): "int8", (4, 0): "int4", (8, 4): "fp8"}
     kind = kinds.get((bits, exponent))
     if kind is None or unsigned:
         sign = "unsigned " if unsigned else ""
-        return _refuse(program, node, f"rounds to {sign}{bits} bits, {exponent} of exponent")
+        return _refuse(node, f"rounds to {sign}{bits} bits, {exponent} of exponent")
     scale = largest.float() / KINDS[kind].largest
     return _put_rounded(program, node, x, scale.reshape(()) if scale.numel() == 1 else scale, kind)
 
@@ -256,13 +253,13 @@ def _name_affine(program: Program, node: fx.Node, result: fx.Node) -> bool:
     given = call.arguments
     scale, zero_point = (constant_value(program, given[key]) for key in ("scale", "zero_point"))
     if scale is None or zero_point is None:
-        return _refuse(program, node, DYNAMIC)
+        return _refuse(node, DYNAMIC)
     low, high = given["quant_min"], given["quant_max"]
     if bool(zero_point.any()):
-        return _refuse(program, node, f"has {_asymmetry(zero_point)}: {_SYMMETRIC}; {_CURE}")
+        return _refuse(node, f"has {_asymmetry(zero_point)}: {_SYMMETRIC}; {_CURE}")
     kind = "int4" if (low, high) == (-8, 7) else "int8"
     if kind == "int8" and (low, high) not in ((-128, 127), (-127, 127)):
-        return _refuse(program, node, f"has the range {low} to {high}: TensorRT has -128 to 127")
+        return _refuse(node, f"has the range {low} to {high}: TensorRT has -128 to 127")
     if "axis" in given:
         rank = call.values["self"].ndim
         axis = given["axis"] % rank
@@ -275,7 +272,7 @@ def _name_affine(program: Program, node: fx.Node, result: fx.Node) -> bool:
 def _put_rounded(program: Program, node: fx.Node, x: Any, scale: torch.Tensor, kind: str) -> bool:
     """Round a constant now, and what is computed at run time by one scale, in a node's place."""
     if not bool((scale > 0).all()) or not math.isfinite(float(scale.max())):
-        return _refuse(program, node, "has a scale that is not positive")
+        return _refuse(node, "has a scale that is not positive")
     value = constant_value(program, x)
     if value is not None:
         codes = codes_of(value, scale, kind)
@@ -285,7 +282,7 @@ def _put_rounded(program: Program, node: fx.Node, x: Any, scale: torch.Tensor, k
         node.replace_all_uses_with(new)
     elif scale.ndim or kind == "int4":
         met = "by channel or block" if scale.ndim else "to 4 bits"
-        return _refuse(program, node, f"rounds a run-time value {met}: TensorRT does so to weights")
+        return _refuse(node, f"rounds a run-time value {met}: TensorRT does so to weights")
     else:
         replace(program, node, fake_quantize, (x, program.new_constant(node, scale, node), kind))
     program.graph.erase_node(node)

@@ -74,6 +74,8 @@ def quantize(
     points: Sequence[Point],
     assignment: Mapping[str, str],
     table: CalibrationTable | None,
+    known: dict[tuple[Any, ...], Quantized] | None = None,
+    instead: Mapping[tuple[str, str], torch.Tensor] | None = None,
 ) -> Program:
     """Quantize points of a Program in place.
 
@@ -83,8 +85,11 @@ def quantize(
         assignment: for each point to quantize, by name, ``int8``, ``fp8``, ``int8-weight`` or
             ``int4-weight``; `refusal` has none for it.
         table: scales of values that are computed at run time.
+        known: codes of weights from earlier calls with the same table, which are added to.
+        instead: weights to take codes of instead of a point's own, by name and precision.
     """
-    _Quantizer(program, points, assignment, table).run()
+    known = {} if known is None else known
+    _Quantizer(program, points, assignment, table, known, instead or {}).run()
     program.graph.eliminate_dead_code()
     return program
 
@@ -96,8 +101,10 @@ class _Quantizer:
         points: Sequence[Point],
         assignment: Mapping[str, str],
         table: CalibrationTable | None,
+        known: dict[tuple[Any, ...], Quantized],
+        instead: Mapping[tuple[str, str], torch.Tensor],
     ) -> None:
-        self.program, self.table = program, table
+        self.program, self.table, self.known, self.instead = program, table, known, instead
         self.points = [point for point in points if point.name in assignment]
         self.assignment = assignment
         self.rounded: dict[tuple[str, str], fx.Node] = {}
@@ -152,7 +159,8 @@ class _Quantizer:
     def weight(self, point: Point) -> torch.Tensor:
         """Return a point's weight in FP32, times the divisor of its input."""
         assert point.weight is not None
-        weight = point.weight.detach().to("cpu", torch.float32)
+        own = self.instead.get((point.name, self.assignment[point.name]), point.weight)
+        weight = own.detach().to("cpu", torch.float32)
         divisor = self.divisor(point)
         return weight if divisor is None else weight * divisor
 
@@ -161,15 +169,11 @@ class _Quantizer:
         name, source = point.operands[0]
         assert source is not None
         weight = self.weight(point)
+        quantized = self.quantized(point, precision, weight, largest)
         if precision in ROUNDING:
             value = self.round(node, name, source, precision, self.divisor(point))
-            quantized = by_gains(weight, precision, largest)
         else:
             value = self.divide(node, name, source, self.divisor(point))
-            if precision == "int8-weight":
-                quantized = by_gains(weight, "int8", largest)
-            else:
-                quantized = by_blocks(weight, _block(point))  # type: ignore[arg-type]
         bias = self.bias(point, weight, quantized)
         codes = self.codes(node, quantized)
         if point.op == "linear":
@@ -184,6 +188,18 @@ class _Quantizer:
             shaped = bias.reshape(-1, *[1] * trailing).to(node.meta["val"].dtype)
             result = self.call(node, aten.add.Tensor, (result, self.constant(node, shaped)))
         self.put(node, result)
+
+    def quantized(
+        self, point: Point, precision: str, weight: torch.Tensor, largest: float
+    ) -> Quantized:
+        key = point.name, precision, largest
+        if key not in self.known:
+            if precision == "int4-weight":
+                self.known[key] = by_blocks(weight, _block(point))  # type: ignore[arg-type]
+            else:
+                kind = precision.removesuffix("-weight")
+                self.known[key] = by_gains(weight, kind, largest)
+        return self.known[key]
 
     def bias(self, point: Point, weight: torch.Tensor, quantized: Quantized) -> torch.Tensor | None:
         """Return a point's bias, less the mean of the error that its weight's rounding makes.

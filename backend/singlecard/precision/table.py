@@ -134,7 +134,9 @@ class CalibrationTable:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise CalibrationError(f"the calibration table {path} cannot be read: {error}") from None
+            raise CalibrationError(
+                f"the calibration table {path} cannot be read: {error}"
+            ) from None
         try:
             values = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:

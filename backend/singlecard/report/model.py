@@ -134,8 +134,7 @@ def _function_of(module: ModuleType, name: str, source: str, returns: str) -> Ca
         raise ModelError(f"{source} has no function {name}: {hint}")
     if not callable(function):
         raise ModelError(
-            f"{name} of {source} is {_described(function)}: name a function that returns "
-            f"{returns}"
+            f"{name} of {source} is {_described(function)}: name a function that returns {returns}"
         )
     needed = [
         parameter.name

@@ -41,7 +41,7 @@ def _met_type(call: Call) -> str:
 
 
 def _comes_in_pairs(call: Call) -> bool:
-    return call.values["kind"] != "int4" or call.values["codes"].numel() % 2 == 0
+    return bool(call.values["kind"] != "int4" or call.values["codes"].numel() % 2 == 0)
 
 
 @lowers(quantized.dequantize)
