@@ -80,6 +80,15 @@ ONNXRUNTIME_FORMS: Mapping[str, tuple[Sequence[str], dict[str, Any]]] = MappingP
 #: Of ONNX Runtime, what quantizes as TensorRT does: no zero points.
 SYMMETRIC = "symmetric, their inputs"
 
+#: Of each peer, the forms that keep the answers best: the inputs of products alone.
+BEST_FORMS = (
+    SYMMETRIC,
+    "zero points, their inputs",
+    "xnnpack",
+    "x86",
+    "symmetric, inputs of layers",
+)
+
 
 def onnxruntime_int8(
     model: nn.Module,
@@ -373,14 +382,20 @@ def peers() -> Iterator[tuple[tuple[str, str, str], Peer]]:
                 )
 
 
-def measure(name: str, methods: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield a row for FP32, then one for each peer; one that fails tells its error."""
+def measure(
+    name: str, methods: Sequence[str] | None = None, forms: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for FP32, then one for each peer; one that fails tells its error.
+
+    Args:
+        methods, forms: only these; None: all.
+    """
     case = CASES[name]()
     expected = case.expected()
     row = {"model": name, "peer": "FP32", "method": "", "form": ""}
     yield row | case.judge(expected, expected)
     for (peer, method, form), quantize in peers():
-        if methods and method not in methods:
+        if (methods and method not in methods) or (forms and form not in forms):
             continue
         row = {"model": name, "peer": peer, "method": method, "form": form}
         start = time.perf_counter()

@@ -20,6 +20,7 @@ from torch import fx
 
 from singlecard.capture.program import PATH_KEYS, Program
 from singlecard.capture.quantized import KINDS, dequantize, fake_quantize, quantized_attention
+from singlecard.errors import CalibrationError
 from singlecard.precision.points import Point
 from singlecard.precision.table import CalibrationTable, TensorScale
 from singlecard.precision.weights import (
@@ -94,6 +95,14 @@ def quantize(
     return program
 
 
+def _check_channels(point: Point, what: str, numbers: Sequence[float], channels: int) -> None:
+    if numbers and len(numbers) != channels:
+        raise CalibrationError(
+            f"the {what} of {point.operands[0][0]} in the calibration table has {len(numbers)} "
+            f"numbers, and {point.name} reads {channels} channels: calibrate again, or take it out"
+        )
+
+
 class _Quantizer:
     def __init__(
         self,
@@ -154,6 +163,8 @@ class _Quantizer:
             return None
         rounds = self.assignment[point.name] in ROUNDING
         numbers = scale.divisor if rounds else scale.weights_divisor
+        assert point.weight is not None
+        _check_channels(point, "divisor", numbers, point.weight.shape[1])
         return torch.tensor(numbers) if numbers else None
 
     def weight(self, point: Point) -> torch.Tensor:
@@ -213,11 +224,12 @@ class _Quantizer:
         scale = self.table.tensors.get(point.operands[0][0]) if self.table else None
         if scale is None or not scale.means or self.assignment[point.name] not in ROUNDING:
             return bias
+        groups = int(point.node.args[8]) if point.op == "convolution" else 1  # type: ignore[arg-type]
+        _check_channels(point, "means", scale.means, groups * weight.shape[1])
         means = torch.tensor(scale.means)
         divisor = self.divisor(point)
         means = means if divisor is None else means / divisor
         error = weight - quantized.value()
-        groups = int(point.node.args[8]) if point.op == "convolution" else 1  # type: ignore[arg-type]
         error = error.reshape(groups, len(error) // groups, error.shape[1], -1).sum(-1)
         means = means.reshape(groups, -1, 1)
         more = (error @ means).reshape(-1)

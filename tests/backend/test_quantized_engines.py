@@ -1,0 +1,194 @@
+"""INT8, FP8 and INT4 through the whole backend: what the plans really do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import singlecard
+from singlecard.placement import Placement
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return make().eval()
+
+
+class Residual(nn.Module):
+    """A residual block of convolutions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x + self.second(torch.relu(self.norm(self.first(x)))))
+
+
+def encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(256, 4, 1024, batch_first=True, dropout=0.0)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "wide layers": (
+        lambda: nn.Sequential(nn.Linear(2048, 4096), nn.GELU(), nn.Linear(4096, 2048)),
+        (16, 2048),
+    ),
+    "narrow layers": (lambda: nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8)), (4, 32)),
+    "large maps of few channels": (lambda: Residual(16), (1, 16, 96, 96)),
+    "small maps of many channels": (
+        lambda: nn.Sequential(Residual(512), Residual(512)),
+        (1, 512, 7, 7),
+    ),
+    "encoder": (encoder, (2, 64, 256)),
+}
+
+
+def calibrated(name: str) -> tuple[nn.Module, torch.Tensor, Any]:
+    make, shape = MODELS[name]
+    model = seeded(make)
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+    return model, x, singlecard.calibrate(model, [x, 0.7 * x])
+
+
+def one(placements: tuple[Placement, ...]) -> Placement:
+    (placement,) = placements
+    return placement
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_int8_is_never_slower_than_fp16(name: str) -> None:
+    """Whoever asks for INT8 must not get a slower engine, by the plan's own count, on any card."""
+    model, x, table = calibrated(name)
+    options = {"precision": "int8", "calibration": table, "targets": "sm89"}
+    report = singlecard.verify(model, (x,), options=options)
+    placement = one(report.placements)
+    assert placement.before is not None and placement.after is not None
+    assert not placement.after.is_slower_than(placement.before)
+    assert report.plans[0].kernel_count == placement.after.kernels
+    assert report.plans[0].bytes_moved == placement.after.bytes_moved
+    assert report.relative_l2 < 0.05
+    for decision in placement.decisions:
+        assert decision.taken == "int8" or decision.reason
+
+
+def test_int8_is_taken_where_it_pays() -> None:
+    """A rule that always leaves everything in FP16 would never be slower either."""
+    for name in ("wide layers", "small maps of many channels"):
+        model, x, table = calibrated(name)
+        options = {"precision": "int8", "calibration": table, "targets": "sm89"}
+        report = singlecard.verify(model, (x,), options=options)
+        assert len(one(report.placements).assignment) >= 2, name
+        assert report.plans[0].arithmetic_by_type.get("Int8", 0) >= 2, name
+        before = one(report.placements).before
+        assert before is not None and before.bytes_moved is not None
+        assert (report.plans[0].bytes_moved or 0) < 0.65 * before.bytes_moved, name
+
+
+def test_explain_says_why_an_op_stays_in_fp16() -> None:
+    """INT8 that does not come must not be silent."""
+    model, x, table = calibrated("large maps of few channels")
+    options = {"precision": "int8", "calibration": table, "targets": "sm89"}
+    found = singlecard.explain(model, (x,), options=options)
+    reasons = [item.reason for item in one(found.placements).decisions if item.taken == "fp16"]
+    assert reasons and all(reasons)
+    assert "Quantization" in str(found) and "int8" in found.html()
+    assert found.to_dict()["quantization"][0]["decisions"]
+
+
+def test_an_excluded_module_is_not_quantized() -> None:
+    """What a user keeps in PyTorch stays in its own precision."""
+    model, x, table = calibrated("wide layers")
+    options = {
+        "precision": "int8",
+        "calibration": table,
+        "targets": "sm89",
+        "exclude_modules": ["2"],
+        "min_block_size": 1,
+    }
+    report = singlecard.verify(model, (x,), options=options)
+    (left,) = [item for item in one(report.placements).decisions if item.name == "2:linear"]
+    assert left.taken == "fp32" and "stays in PyTorch" in left.reason
+
+
+def test_dynamic_sizes_are_placed_at_the_usual_sizes() -> None:
+    """One engine for all batch sizes must have INT8 too, and right answers at both ends."""
+    model, x, table = calibrated("wide layers")
+    options = {
+        "precision": "int8",
+        "calibration": table,
+        "targets": "sm89",
+        "execution": "reference",
+    }
+    compiled = torch.compile(model, backend="singlecard", options=options, dynamic=True)
+    with torch.no_grad():
+        for size in (2, 5, 16):
+            got, want = compiled(x[:size]), model(x[:size])
+            assert float((got - want).norm() / want.norm()) < 0.03, size
+    report = singlecard.verify(
+        model, (x,), dynamic_shapes=({0: (1, 64)},), options={**options, "execution": "auto"}
+    )
+    assert one(report.placements).assignment
+    assert report.plans[0].arithmetic_by_type.get("Int8")
+
+
+@pytest.mark.parametrize(("precision", "most"), [("int8-weight", 0.56), ("int4-weight", 0.30)])
+def test_weights_take_less_memory(precision: str, most: float) -> None:
+    """A model that does not fit is why people store weights in fewer bits."""
+    model = seeded(
+        lambda: nn.Sequential(nn.Embedding(512, 1024), nn.Linear(1024, 1024), nn.Linear(1024, 512))
+    )
+    ids = torch.arange(16)[None]
+    sizes = {}
+    for chosen in ("fp16", precision):
+        report = singlecard.verify(model, (ids,), options={"precision": chosen, "targets": "sm89"})
+        assert report.coverage == 1.0
+        sizes[chosen] = report.plans[0].weights_bytes
+        assert report.relative_l2 < (0.2 if chosen == "int4-weight" else 0.02)
+    assert sizes[precision] <= most * sizes["fp16"]
+
+
+def test_a_type_that_the_card_lacks_is_refused() -> None:
+    """FP8 on Ampere, INT4 on Turing: a clear error instead of an engine that fails on the card."""
+    model, x, table = calibrated("narrow layers")
+    with pytest.raises(singlecard.TargetError, match="fp8"):
+        options = {"precision": "fp8", "calibration": table, "targets": "sm86"}
+        singlecard.verify(model, (x,), options=options)
+    with pytest.raises(singlecard.TargetError, match="int4"):
+        singlecard.verify(model, (x,), options={"precision": "int4-weight", "targets": "sm75"})
+
+
+def test_fp8_multiplies_in_fp8() -> None:
+    """FP8 that is dequantized first would cost accuracy for nothing."""
+    model, x, table = calibrated("wide layers")
+    options = {"precision": "fp8", "calibration": table, "targets": "sm89"}
+    report = singlecard.verify(model, (x,), options=options)
+    assert report.plans[0].arithmetic_by_type.get("FP8") == 2
+    assert report.relative_l2 < 0.06
+
+
+def test_convolutions_are_not_simulated_on_turing() -> None:
+    """On SM75 the plan reads dequantized convolutions: INT8 in name only, and told as such."""
+    model, x, table = calibrated("small maps of many channels")
+    options = {"precision": "int8", "calibration": table, "targets": "sm75"}
+    report = singlecard.verify(model, (x,), options=options)
+    assert "Int8" not in report.plans[0].arithmetic_by_type
+    assert not one(report.placements).assignment
+
+
+def test_sparse_weights_are_part_of_the_key() -> None:
+    """An engine built without the flag must not be taken for one with it."""
+    model = seeded(lambda: nn.Linear(64, 64))
+    x = torch.randn(4, 64)
+    singlecard.prune(model, pattern="2:4")
+    given = {"precision": "fp16", "targets": "sm89"}
+    first = singlecard.explain(model, (x,), options=given)
+    second = singlecard.explain(model, (x,), options={**given, "sparse_weights": True})
+    assert first.engines[0].digest != second.engines[0].digest
