@@ -31,19 +31,20 @@ card.** Plans are built for SM89; bytes moved and kernels are the builder's own 
 finished plan. The peers run on the CPU, and get the same model, calibration data and evaluation
 data. MB are 10^6 bytes. Seconds are of a machine that did other work too."""
 
-CASE = """*Everywhere* quantizes every op that can be; the bytes are those of such a plan. *As placed*
-is what `precision="int8"` does: ops stay in FP16 where the plan would not get cheaper by its own
-count. Bytes are of the first batch, of 32 rows. Unless stated, calibration has its defaults:
-min-max, smoothing by search, bias correction."""
+CASE = """*Everywhere* quantizes every op that can be; the bytes are those of such a plan. *As
+placed* is what `precision="int8"` does: ops stay in FP16 where the plan would not get cheaper by
+its own count. Bytes are of the first batch, of 32 rows. Unless stated, calibration has its
+defaults: min-max, smoothing by search, bias correction."""
 
 NOTES = {
     "digits": """INT4 and INT8 weights are for linear layers and embeddings: of this network one
 layer of twelve. Convolutions stay in FP16 under `int4-weight`, so its limit says little here. The
 layers are too small for INT8 to pay: placement leaves all of them in FP16.""",
-    "crepe": "INT4 and INT8 weights are for linear layers; here that is one. Convolutions stay FP16.",
+    "crepe": "INT4 and INT8 weights are for linear layers: here one. Convolutions stay in FP16.",
     "decoder": """Llama-style, hidden size 1,024, 8 layers, 32,000 tokens, head not tied to the
-embedding, seeded random weights; a prompt of 1 x 16 tokens. Random weights say nothing of accuracy
-on text: the error is that of the logits, against FP32.""",
+embedding, seeded random weights; a prompt of 1 x 16 tokens. Rounded to
+the nearest, without calibration. Random weights say nothing of accuracy on text: the error is that
+of the logits, against FP32.""",
     "auto": """`singlecard.search_precision` with 64 sentences, unpadded; it measures errors on 8 of
 them. *Unseen* is 48 other sentences through `execution="reference"`, against the original weights:
 the mean over sentences of the relative L2 error, and the largest. Bytes are of the first sentence

@@ -12,6 +12,7 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -93,7 +94,10 @@ class Writer:
         largest = largest.amax(axes, keepdim=True) if form.by == "channel" else largest.max()
         scale = (largest / _TOP[form.kind]).to(form.scale)
         steps = weight / scale.float()
-        codes = steps.to(torch.float8_e4m3fn) if form.kind == "fp8" else steps.round().to(torch.int8)
+        if form.kind == "fp8":
+            codes = steps.to(torch.float8_e4m3fn)
+        else:
+            codes = steps.round().to(torch.int8)
         return net.dequantize(net.constant(codes), net.constant(scale), TYPE)
 
     def rounded(self, x: Tensor, kind: str | None = None) -> Tensor:
@@ -239,19 +243,19 @@ def lines() -> Iterator[str]:
         yield f"## Feed-forward block, {rows} row{'s' if rows > 1 else ''}"
         yield from head
         for form in FORMS:
-            yield row(form.name, lambda form=form: feed_forward(form, rows))  # type: ignore[misc]
+            yield row(form.name, partial(feed_forward, form, rows))
     for channels, side in ((64, 56), (256, 14), (512, 7)):
         yield ""
         yield f"## Residual blocks of convolutions, {channels} channels of {side} x {side}"
         yield from head
         for form in FORMS[:-1]:
-            yield row(form.name, lambda form=form: residual(form, channels, side))  # type: ignore[misc]
+            yield row(form.name, partial(residual, form, channels, side))
     for batch in (1, 8):
         yield ""
         yield f"## Two encoder layers, batch {batch}, 128 tokens"
         yield from head
         for block in BLOCKS:
-            yield row(block.name, lambda block=block: encoder(block, batch))  # type: ignore[misc]
+            yield row(block.name, partial(encoder, block, batch))
 
 
 if __name__ == "__main__":

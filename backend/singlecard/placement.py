@@ -2,16 +2,17 @@
 
 Quantizing an op can cost more than it saves: a kernel more, a result written in FP32, weights read
 through memory. What it does depends on its neighbours too, for the builder fuses across them. So
-whole plans are built and read: the FP16 plan, the plan with everything quantized, and plans with one
-group of ops left out of it, for as long as leaving one out makes the plan cheaper. A group is an op
-of a layer with the same op of all other layers, and what reads the same tensor.
+whole plans are built and read: the FP16 plan, the plan with everything quantized, and plans with
+one group of ops left out of it, for as long as leaving one out makes the plan cheaper. A group is
+an op of a layer with the same op of all other layers, and what reads the same tensor.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
@@ -21,8 +22,6 @@ from singlecard.engine.plan_report import PlanReport
 from singlecard.precision.points import Point
 from singlecard.precision.quantize import refusal
 from singlecard.precision.table import CalibrationTable
-
-log = logging.getLogger("singlecard")
 
 #: Builds the plans of an assignment; None where they do not build.
 Build = Callable[[Mapping[str, str]], Sequence[PlanReport] | None]
@@ -78,11 +77,31 @@ class Placement:
         }
 
 
+def placement_to_dict(placement: Placement) -> dict[str, Any]:
+    """Return a placement as plain values; `placement_from_dict` makes it again."""
+    return dataclasses.asdict(placement)
+
+
+def placement_from_dict(values: Any) -> Placement | None:
+    """Return the placement of plain values, or None where they are of another making."""
+    try:
+        before, after = (_cost_from(values[key]) for key in ("before", "after"))
+        decisions = tuple(Decision(**item) for item in values["decisions"])
+        return Placement(decisions, before, after, int(values["trials"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _cost_from(values: Any) -> Cost | None:
+    return None if values is None else Cost(**{**values, "seconds": tuple(values["seconds"])})
+
+
 def decide(
     points: Sequence[Point],
     precision: str,
     table: CalibrationTable | None,
     left_out: Callable[[fx.Node], str | None],
+    kept_fp32: Set[fx.Node] = frozenset(),
 ) -> list[Decision]:
     """Return for each point the precision that it could have; plans are not looked at yet.
 
@@ -91,6 +110,7 @@ def decide(
         precision: what was asked for, or ``"auto"`` for what the table assigns.
         table: calibration; what it assigns to FP16 or FP32 stays so under any precision.
         left_out: tells why an op stays in PyTorch.
+        kept_fp32: ops that are to compute in FP32.
     """
     decisions = []
     for point in points:
@@ -100,6 +120,9 @@ def decide(
         reason = left_out(point.node)
         if reason is not None:
             decisions.append(Decision(point.name, asked, "fp32", f"it stays in PyTorch: {reason}"))
+        elif point.node in kept_fp32:
+            words = "it computes in FP32: keep_fp32 names it, or its values leave FP16's range"
+            decisions.append(Decision(point.name, asked, "fp32", words))
         elif asked in ("fp16", "fp32"):
             decisions.append(Decision(point.name, asked, asked))
         elif kept is not None:
@@ -113,7 +136,7 @@ def decide(
 
 
 def group_of(point: Point) -> str:
-    """Return what is decided together: the same op in all layers, and what reads the same tensor."""
+    """Return what is decided together: an op of all layers, and what reads the same tensor."""
     name = point.operands[0][0].rpartition("/")[0] if point.operands else point.name
     parts = ("*" if part.isdigit() else part for part in name.split("."))
     width = "" if point.weight is None else f" {'x'.join(map(str, point.weight.shape[1:]))}"
@@ -269,8 +292,11 @@ class _Search:
 def _slower(cost: Cost | None, base: Cost) -> str:
     if cost is None:
         return "the quantized network does not build"
-    share = (cost.against(base) - 1) * 100
+    counts = f"{cost.kernels} kernels for {base.kernels}"
+    if not cost.seconds or len(cost.seconds) != len(base.seconds):
+        return f"the quantized plan would launch more kernels than the FP16 plan ({counts})"
+    most = max(a / b for a, b in zip(cost.seconds, base.seconds, strict=True))
     return (
-        f"the quantized plan would take {share:.1f} % longer than the FP16 plan "
-        f"({cost.kernels} kernels for {base.kernels})"
+        f"the quantized plan would take {(most - 1) * 100:.1f} % longer than the FP16 plan on one "
+        f"of the cards ({counts})"
     )

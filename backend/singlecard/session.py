@@ -15,9 +15,11 @@ from torch import fx
 
 from singlecard.capture.program import Program
 from singlecard.capture.spans import Triple
-from singlecard.engine.build import Engine, get_engine, key_parts, trial_report
+from singlecard.engine.build import Engine, get_engine, key_digest, key_parts, trial_report
 from singlecard.engine.cache import Cache
 from singlecard.engine.cards import cards_of
+from singlecard.engine.cost import LAUNCH
+from singlecard.engine.memory import recall, remember
 from singlecard.engine.plan_report import PlanReport
 from singlecard.errors import BuildError, LoweringError
 from singlecard.lowering.call import op_name
@@ -29,7 +31,14 @@ from singlecard.options import QUANTIZED, Options
 from singlecard.partition import Fallback, Partition, Segment, divide
 from singlecard.partition.exclusion import exclusion
 from singlecard.passes import simplify
-from singlecard.placement import ASSIGNABLE, Placement, decide, place
+from singlecard.placement import (
+    ASSIGNABLE,
+    Placement,
+    decide,
+    place,
+    placement_from_dict,
+    placement_to_dict,
+)
 from singlecard.precision.casts import lower_precision
 from singlecard.precision.demote import demote_float64
 from singlecard.precision.points import is_named, names_of, points_of
@@ -134,6 +143,9 @@ class Session:
         graph = Graph()
         self.graphs.append(graph)
         self._name(program)
+        if self.options.calibration is not None:
+            points = points_of(program)
+            self.options.calibration.check({point.name: point.signature() for point in points})
         if self.options.precision in QUANTIZED:
             graph.placement = self._place(program, spans or {})
         work = self._finish(program, graph.placement, spans or {}, graph)
@@ -212,42 +224,71 @@ class Session:
     def _place(self, program: Program, spans: Mapping[sympy.Symbol, Triple]) -> Placement:
         """Choose what is quantized: as asked, as assigned, or by what the plans say."""
         options, points = self.options, points_of(program)
-        if options.calibration is not None:
-            options.calibration.check({point.name: point.signature() for point in points})
-        decisions = decide(points, options.precision, options.calibration, self._reason_of)
+        kept = self._kept_fp32(program)
+        decisions = decide(points, options.precision, options.calibration, self._reason_of, kept)
         candidates = {item.name: item.taken for item in decisions if item.taken in ASSIGNABLE}
         if options.precision not in ROUNDING or not candidates:
             return Placement(tuple(decisions))
 
         def build(assignment: Mapping[str, str]) -> list[PlanReport] | None:
-            return self._trial(program.copy(), assignment, spans)
+            try:
+                networks = self._networks(program.copy(), assignment, spans)
+                return [trial_report(lowered, self.settings) for lowered in networks]
+            except (BuildError, LoweringError) as error:
+                log.debug("a trial does not build: %s", error)
+                return None
 
         with self.timed("placement"):
-            placed = place(points, candidates, build, cards_of(options.targets or ()), TRIALS)
+            cache = Cache(options.cache_dir)
+            digest = self._trials_digest(program, candidates, spans)
+            placed = placement_from_dict(recall(cache, digest)) if digest else None
+            if placed is None:
+                placed = place(points, candidates, build, cards_of(options.targets or ()), TRIALS)
+                if digest:
+                    remember(cache, digest, placement_to_dict(placed))
         found = {item.name: item for item in placed.decisions}
         return dataclasses.replace(
             placed, decisions=tuple(found.get(item.name, item) for item in decisions)
         )
 
-    def _trial(
+    def _trials_digest(
+        self,
+        program: Program,
+        candidates: Mapping[str, str],
+        spans: Mapping[sympy.Symbol, Triple],
+    ) -> str | None:
+        """Return the digest of all that a placement follows from; None where nothing lowers.
+
+        The networks with nothing and with everything quantized hold weights, scales and sizes.
+        """
+        try:
+            parts = [
+                key_parts(lowered, self.settings)
+                for assignment in ({}, candidates)
+                for lowered in self._networks(program.copy(), assignment, spans)
+            ]
+        except LoweringError:
+            return None
+        rules = {
+            "candidates": repr(sorted(candidates.items())),
+            "cards": repr(cards_of(self.options.targets or ())),
+            "trials": f"{TRIALS} {LAUNCH}",
+        }
+        return key_digest({**rules, "networks": repr([sorted(part.items()) for part in parts])})
+
+    def _networks(
         self,
         program: Program,
         assignment: Mapping[str, str],
         spans: Mapping[sympy.Symbol, Triple],
-    ) -> list[PlanReport] | None:
-        """Build the plans of an assignment for their reports alone, at the usual sizes."""
+    ) -> Iterator[Lowered]:
+        """Lower a Program with an assignment, for its usual sizes alone."""
         session = Session(self.options, self.execution, False)
         session._lower_precision(program, assignment)
         partition = divide(program, self._reason_of, self.options.min_block_size)
-        try:
-            return [
-                trial_report(lower(program, segment, spans, usual=True), self.settings)
-                for segment in partition.segments
-                if segment.lowered
-            ]
-        except (BuildError, LoweringError) as error:
-            log.debug("a trial does not build: %s", error)
-            return None
+        for segment in partition.segments:
+            if segment.lowered:
+                yield lower(program, segment, spans, usual=True)
 
     def _step(
         self,

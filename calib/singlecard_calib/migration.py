@@ -7,7 +7,8 @@ Both follow a formula with one exponent. Here the numbers themselves are looked 
 the expected squared error of the layers' outputs, with rounding errors taken as independent and
 evenly spread over a step (Widrow, Kollár, "Quantization noise", 2008):
 
-    error = step_x**2 / 12 * sum_oc (w_oc d_c)**2 + sum_ob step_ob**2 / 12 * sum_c E[x_c**2] / d_c**2
+    error = step_x**2 / 12 * sum_oc (w_oc d_c)**2
+          + sum_ob step_ob**2 / 12 * sum_c E[x_c**2] / d_c**2
 
 with the step of the tensor from its largest quotient, and the steps of weights from the largest of
 their rows, or blocks of rows.
@@ -78,7 +79,7 @@ def _descend(
         if error.item() < least:
             least, best = error.item(), divisor.detach().clone()
         descent.zero_grad()
-        error.log().backward()  # type: ignore[no-untyped-call]
+        error.log().backward()
         descent.step()
     best = best / best.log().mean().exp()
     return best.clamp(1 / _LIMIT, _LIMIT)

@@ -1,4 +1,4 @@
-"""GPTQ for the ops of a search: rounded weights beside the model's own, written to it at the end."""
+"""GPTQ for a search: rounded weights beside the model's own, written to it at the end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from singlecard.precision.points import Point
 from singlecard.precision.table import CalibrationTable
 from singlecard_calib.feeding import Call
 from singlecard_calib.gptq import LARGEST, gptq
-from singlecard_calib.observations import Seen
 from singlecard_calib.watching import watch
 
 #: The precision whose weights are rounded.

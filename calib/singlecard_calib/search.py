@@ -22,8 +22,9 @@ from torch.utils import _pytree as pytree
 
 from singlecard.backend import compile_in
 from singlecard.capture.program import Program
+from singlecard.engine.build import trial_report
 from singlecard.engine.plan_traffic import total
-from singlecard.errors import CalibrationError, OptionError
+from singlecard.errors import BuildError, CalibrationError, LoweringError, OptionError
 from singlecard.options import Options
 from singlecard.partition import divide
 from singlecard.placement import group_of
@@ -61,7 +62,7 @@ def relative_l2(outputs: Any, expected: Any) -> float:
         if isinstance(b, torch.Tensor) and b.is_floating_point():
             squares += float((a.detach().double() - b.detach().double()).square().sum())
             norm += float(b.detach().double().square().sum())
-    return (squares / norm) ** 0.5 if norm else squares**0.5
+    return float((squares / norm) ** 0.5 if norm else squares**0.5)
 
 
 @dataclass(frozen=True)
@@ -248,8 +249,12 @@ class _Work(Session):
         """Return the bytes that the plans of an assignment move; None where they do not build."""
         own = self.first_points
         part = {name: kind for name, kind in assignment.items() if name in own}
-        reports = self._trial(self.running[0].program.copy(), part, {})
-        return None if reports is None else total(report.bytes_moved for report in reports)
+        try:
+            networks = self._networks(self.running[0].program.copy(), part, {})
+            reports = [trial_report(lowered, self.settings) for lowered in networks]
+        except (BuildError, LoweringError):
+            return None
+        return total(report.bytes_moved for report in reports)
 
     @property
     def first_points(self) -> dict[str, Point]:
@@ -275,7 +280,9 @@ class _Again:
 
     def _make(self, assignment: Mapping[str, str]) -> Executable:
         program = self.program.copy()
-        quantize(program, points_of(program), assignment, self.work.table, self.work.known, self.work.instead)
+        work = self.work
+        points = points_of(program)
+        quantize(program, points, assignment, work.table, work.known, work.instead)
         partition = divide(program, lambda node: "precisions are tried", None)
         steps = [(segment, eager_runner(program, segment)) for segment in partition.segments]
         return Executable(program, steps)

@@ -31,9 +31,22 @@ class Residual(nn.Module):
         return torch.relu(x + self.second(torch.relu(self.norm(self.first(x)))))
 
 
-def encoder() -> nn.Module:
-    layer = nn.TransformerEncoderLayer(256, 4, 1024, batch_first=True, dropout=0.0)
-    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+class Encoder(nn.Module):
+    """An encoder layer: projections that share an input, attention, norms, a feed-forward part."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, width = x.shape
+        parts = (part(x) for part in (self.query, self.key, self.value))
+        q, k, v = (part.view(batch, length, 4, -1).transpose(1, 2) for part in parts)
+        seen = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        x = self.first(x + self.out(seen.reshape(batch, length, width)))
+        return self.second(x + self.down(nn.functional.gelu(self.up(x))))
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -41,13 +54,16 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: nn.Sequential(nn.Linear(2048, 4096), nn.GELU(), nn.Linear(4096, 2048)),
         (16, 2048),
     ),
-    "narrow layers": (lambda: nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8)), (4, 32)),
-    "large maps of few channels": (lambda: Residual(16), (1, 16, 96, 96)),
-    "small maps of many channels": (
-        lambda: nn.Sequential(Residual(512), Residual(512)),
-        (1, 512, 7, 7),
+    "narrow layers": (
+        lambda: nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8)),
+        (4, 32),
     ),
-    "encoder": (encoder, (2, 64, 256)),
+    "large maps of few channels": (lambda: Residual(16), (1, 16, 64, 64)),
+    "small maps of many channels": (
+        lambda: Residual(256),
+        (1, 256, 7, 7),
+    ),
+    "encoder": (lambda: Encoder(256), (2, 64, 256)),
 }
 
 
@@ -181,6 +197,41 @@ def test_convolutions_are_not_simulated_on_turing() -> None:
     report = singlecard.verify(model, (x,), options=options)
     assert "Int8" not in report.plans[0].arithmetic_by_type
     assert not one(report.placements).assignment
+
+
+def test_what_was_decided_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """A second start must not build all trials again, nor decide otherwise."""
+    model, x, table = calibrated("wide layers")
+    given = {"precision": "int8", "calibration": table, "targets": "sm89", "cache_dir": tmp_path}
+    first = singlecard.verify(model, (x,), options=given)
+
+    def built(*args: Any) -> None:
+        raise AssertionError("a trial was built again")
+
+    monkeypatch.setattr("singlecard.session.trial_report", built)
+    second = singlecard.verify(model, (x,), options=given)
+    assert second.placements == first.placements
+    (memory,) = tmp_path.glob("*.placement")
+    memory.write_text(memory.read_text()[:-40])
+    with pytest.raises(AssertionError):  # a damaged memory is made again, not used
+        singlecard.verify(model, (x,), options={**given, "strict": True})
+
+
+def test_fp16_refuses_the_table_of_another_model() -> None:
+    """Ops that another model must keep in FP32 say nothing of this one."""
+    _, _, table = calibrated("wide layers")
+    model, x, _ = calibrated("narrow layers")
+    with pytest.raises(singlecard.CalibrationError, match="another model"):
+        singlecard.verify(model, (x,), options={"precision": "fp16", "calibration": table})
+
+
+def test_an_op_kept_in_fp32_is_not_quantized() -> None:
+    """Its values leave FP16's range: codes would be multiplied in FP16 all the same."""
+    model, x, _ = calibrated("narrow layers")
+    options = {"precision": "int8-weight", "targets": "sm89", "keep_fp32": ["2"]}
+    report = singlecard.verify(model, (x,), options=options)
+    (left,) = [item for item in one(report.placements).decisions if item.name == "2:linear"]
+    assert left.taken == "fp32" and "FP32" in left.reason
 
 
 def test_sparse_weights_are_part_of_the_key() -> None:

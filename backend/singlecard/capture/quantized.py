@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from singlecard.network.types import INT4
+
 _library = torch.library.Library("singlecard", "FRAGMENT")
 _library.define("fake_quantize(Tensor input, Tensor scale, str kind) -> Tensor")
 _library.define(
@@ -43,13 +45,13 @@ class Kind(NamedTuple):
 
 KINDS = {
     "int8": Kind(torch.int8, torch.int8, 127.0, 8),
-    "int4": Kind(torch.int4, torch.int8, 7.0, 4),
+    "int4": Kind(INT4, torch.int8, 7.0, 4),
     "fp8": Kind(torch.float8_e4m3fn, torch.float8_e4m3fn, 448.0, 8),
 }
 
 
 def codes_of(value: torch.Tensor, scale: torch.Tensor, kind: str) -> torch.Tensor:
-    """Return the codes of a value: ``value / scale``, rounded half to even, saturated as TensorRT does.
+    """Return ``value / scale``, rounded half to even and saturated as TensorRT does.
 
     Args:
         value: floating point, any shape.

@@ -31,7 +31,7 @@ PLAN, MANIFEST = "engine.plan", "manifest.json"
 
 #: Names that this store gives. Whatever else lies in the folder is somebody else's: never touched.
 _ENTRY = re.compile(r"[0-9a-f]{64}")
-_OURS = re.compile(r"[0-9a-f]{64}(\.damaged|\.lock)?|[0-9a-f]{16}\..+\.tmp")
+_OURS = re.compile(r"[0-9a-f]{64}(\.damaged|\.lock|\.placement)?|[0-9a-f]{16}\..+\.tmp")
 
 
 def default_folder() -> Path:

@@ -12,7 +12,7 @@ from singlecard.errors import LoweringError
 from singlecard.network.flavour import tensorrt
 from singlecard.network.logger import Messages, new_logger
 from singlecard.network.tensor import Tensor
-from singlecard.network.types import torch_from_trt, trt_from_torch
+from singlecard.network.types import INT4, torch_from_trt, trt_from_torch
 
 Number = bool | int | float
 
@@ -111,14 +111,14 @@ class Core:
         return tensor
 
     def constant_int4(self, codes: torch.Tensor) -> Tensor:
-        """Return an INT4 constant of int8 values from -8 to 7, packed two to a byte, low bits first."""
+        """Return an INT4 constant of int8 values from -8 to 7: two to a byte, low bits first."""
         key = ("int4", codes.data_ptr(), tuple(codes.shape), codes.stride())
         if key in self._constants:
             return self._constants[key]
         pairs = codes.detach().to("cpu").contiguous().flatten().view(-1, 2)
         array = (pairs[:, 0] & 15) | (pairs[:, 1] << 4)
         weights = tensorrt().Weights(
-            trt_from_torch(torch.int4), array.data_ptr(), 2 * array.numel()
+            trt_from_torch(INT4), array.data_ptr(), 2 * array.numel()
         )
         tensor = self.output_of(self.add("constant", tuple(codes.shape), weights))
         self._arrays += [codes, array]

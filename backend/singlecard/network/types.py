@@ -9,11 +9,14 @@ import torch
 
 from singlecard.network.flavour import tensorrt
 
-_NAMES = {
+#: Four bits an element; PyTorch has the name, and nothing that computes with it.
+INT4: torch.dtype = torch.int4  # type: ignore[attr-defined]
+
+_NAMES: dict[torch.dtype, str] = {
     torch.float32: "FLOAT",
     torch.float16: "HALF",
     torch.bfloat16: "BF16",
-    torch.int4: "INT4",
+    INT4: "INT4",
     torch.int8: "INT8",
     torch.int32: "INT32",
     torch.int64: "INT64",
@@ -25,7 +28,7 @@ _NAMES = {
 #: Types that a TensorRT network can compute with. uint8 exists only as an input or output type.
 COMPUTABLE = frozenset(_NAMES) - {
     torch.uint8,
-    torch.int4,
+    INT4,
     torch.int8,
     torch.float8_e4m3fn,
 }

@@ -135,5 +135,5 @@ def _digest(weight: torch.Tensor) -> str:
     """Return 16 hexadecimal digits of a weight's values, whatever type they are held in."""
     values = weight.detach().to("cpu", torch.float32).contiguous()
     hasher = blake3.blake3(max_threads=blake3.blake3.AUTO)
-    hasher.update(memoryview(values.numpy()).cast("B") if values.numel() else b"")
+    hasher.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest(length=8)

@@ -57,10 +57,11 @@ def refusal(point: Point, precision: str, table: CalibrationTable | None) -> str
 def _weight_refusal(point: Point, precision: str) -> str | None:
     kind = precision.removesuffix("-weight")
     if point.op not in ("linear", "embedding"):
-        return f"{precision} is for linear layers and embeddings: {point.op} would be read dequantized"
+        return f"{precision} is for linear layers and embeddings, and this is {point.op}"
     if kind == "int4" and _block(point) is None:
         assert point.weight is not None
-        return f"INT4 needs rows of a multiple of {BLOCKS[-1]} elements, got {point.weight.shape[1]}"
+        width = point.weight.shape[1]
+        return f"INT4 needs rows of a multiple of {BLOCKS[-1]} elements, got {width}"
     return None
 
 
@@ -176,9 +177,8 @@ class _Quantizer:
         return weight if divisor is None else weight * divisor
 
     def weighted(self, point: Point, precision: str, largest: float) -> None:
-        node = point.node
-        name, source = point.operands[0]
-        assert source is not None
+        node, name = point.node, point.operands[0][0]
+        source: Any = node.args[0]  # as it is now: what was before it may have been replaced
         weight = self.weight(point)
         quantized = self.quantized(point, precision, weight, largest)
         if precision in ROUNDING:
@@ -245,8 +245,8 @@ class _Quantizer:
         point.node.update_arg(0, self.codes(point.node, quantized))
 
     def product(self, point: Point, precision: str) -> None:
-        for place, (name, source) in enumerate(point.operands):
-            assert source is not None
+        for place, (name, _) in enumerate(point.operands):
+            source: Any = point.node.args[place]
             rounded = self.round(point.node, name, source, precision, None)
             point.node.update_arg(place, rounded)
 

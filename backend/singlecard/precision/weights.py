@@ -12,7 +12,7 @@ import torch
 
 from singlecard.capture.quantized import KINDS, codes_of, expand_blocks
 
-#: Numbers of elements of a row that may share a scale in INT4; the largest that divides it is taken.
+#: Elements of a row that may share a scale in INT4; the largest that divides the row is taken.
 BLOCKS = (128, 64, 32)
 
 #: The smallest gain that FP16 holds to full precision.
@@ -116,5 +116,5 @@ def _half(scale: torch.Tensor) -> torch.Tensor:
 def _rounded_up(values: torch.Tensor) -> torch.Tensor:
     """Round to FP16 so that no value becomes smaller: nothing saturates that did not."""
     halves = values.half()
-    short = halves.float() < values
-    return torch.where(short, torch.nextafter(halves, torch.tensor(torch.inf).half()), halves).float()
+    above = torch.nextafter(halves, torch.tensor(torch.inf).half())
+    return torch.where(halves.float() < values, above, halves).float()

@@ -62,8 +62,9 @@ def _note(placements: Sequence[Placement]) -> str:
             continue
         share = placement.after.against(placement.before)
         texts.append(
-            f"FP16 plan: {_cost_text(placement.before)}. As decided: {_cost_text(placement.after)}, "
-            f"{share:.2f} of the time (roofline and launches). {placement.trials} plans were read."
+            f"FP16 plan: {_cost_text(placement.before)}. As decided: "
+            f"{_cost_text(placement.after)}, {share:.2f} of the time (roofline and launches). "
+            f"{placement.trials} plans were read."
         )
     return "\n".join(texts)
 
