@@ -18,7 +18,6 @@ import argparse
 import datetime
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -52,12 +51,12 @@ def measure_part(name: str, peers: str) -> dict[str, Any]:
     if peers != "only":
         rows = own.measure_case(name) if name in CASES else ALONE[name]()
         found["own"] = told(rows)
-        found["machine"] = about()
+        found["machine"] = about(name, peers)
         found["seconds"] = time.perf_counter() - start
     if name in CASES and peers != "none":
         forms = None if peers == "all" else BEST_FORMS
         found["peers"] = told(measure(name, forms=forms))
-        found["peers_machine"] = about()
+        found["peers_machine"] = about(name, peers)
     return found
 
 
@@ -70,14 +69,14 @@ def told(rows: Iterator[own.Row]) -> list[own.Row]:
     return kept
 
 
-def about() -> dict[str, str]:
-    """Return machine, versions, threads, the day and the command that rows come from."""
+def about(name: str, peers: str) -> dict[str, str]:
+    """Return machine, versions, threads, the day and a command that measures such rows."""
     return {
         **describe_machine(),
         **versions(),
         "threads": str(torch.get_num_threads()),
         "day": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "command": " ".join(("python benchmarks/quantization.py", *sys.argv[1:])),
+        "command": f"python benchmarks/quantization.py {name} --peers {peers}",
     }
 
 

@@ -1,4 +1,4 @@
-"""Which way of writing quantized layers does the builder reward? Builds each form and reads its plan.
+"""Which way of writing quantized layers does the builder reward? Builds each, reads its plan.
 
     python benchmarks/quantized_forms.py > docs/quantized_forms.md
 
@@ -185,7 +185,8 @@ class EncoderWriter(Writer):
         if not (self.block.linear and self.block.one_scale):
             return super().weight(*shape)
         codes = (self.values(*shape) / 0.001).round().clamp(-127, 127).to(torch.int8)
-        return self.net.dequantize(self.net.constant(codes), self.net.scalar(0.001, torch.float32), TYPE)
+        scale = self.net.scalar(0.001, torch.float32)
+        return self.net.dequantize(self.net.constant(codes), scale, TYPE)
 
     def layer(self, x: Tensor) -> Tensor:
         net, (batch, length, width) = self.net, x.shape
@@ -206,8 +207,8 @@ class EncoderWriter(Writer):
         return self.norm(net.sum(self.linear(hidden, width), x))
 
     def norm(self, x: Tensor) -> Tensor:
-        width = x.shape[2]
-        return self.net.normalization(x, self.vector(3, 2, width), self.vector(3, 2, width), [2], 1e-5)
+        scale, shift = (self.vector(3, 2, x.shape[2]) for _ in range(2))
+        return self.net.normalization(x, scale, shift, [2], 1e-5)
 
 
 def encoder(block: Block, batch: int) -> PlanReport:
@@ -237,7 +238,11 @@ def lines() -> Iterator[str]:
     yield ""
     yield f"`{flavour_name()}` {flavour_version()}, SM89, `python benchmarks/quantized_forms.py`."
     yield f"Time is the roofline's on an {CARD}, without launches. No engine has run on a card."
-    head = ["", "| form | kernels | MB moved | products | us |", "| --- | ---: | ---: | --- | ---: |"]
+    head = [
+        "",
+        "| form | kernels | MB moved | products | us |",
+        "| --- | ---: | ---: | --- | ---: |",
+    ]
     for rows in (1, 128, 1024):
         yield ""
         yield f"## Feed-forward block, {rows} row{'s' if rows > 1 else ''}"

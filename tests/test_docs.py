@@ -11,7 +11,14 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/calibration.md", "docs/errors.md", "docs/quantized_models.md"]
+    "page",
+    [
+        "README.md",
+        "docs/calibration.md",
+        "docs/errors.md",
+        "docs/quantization.md",
+        "docs/quantized_models.md",
+    ],
 )
 def test_snippets_of_the_pages_run(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,7 @@ from singlecard.capture.quantized import codes_of
 from singlecard.precision.points import Point
 from singlecard.precision.weights import BLOCKS, by_blocks, by_gains
 from singlecard_calib.methods import METHODS, percentile
-from singlecard_calib.migration import migrate
+from singlecard_calib.migration import migrate, with_headroom
 from singlecard_calib.observations import Observations, Seen
 from singlecard_calib.observe import Observer
 
@@ -65,8 +65,7 @@ def smoothed(
         seen: the tensor.
         readers: linear layers that read it; nothing else does.
         method: chooses thresholds.
-        smoothing: a strength, which is tried beside no divisor at all, or ``"search"`` for the
-            divisor of `migrate`.
+        smoothing: a strength, or ``"search"`` for the divisor of `migrate` or none at all.
         precision: ``"int8"``, where values are rounded too, ``"int8-weight"`` or ``"int4-weight"``.
 
     Returns:
@@ -85,15 +84,18 @@ def smoothed(
         return None, own
     expected = [F.linear(sample, item) for item in weights]
     best: tuple[float, torch.Tensor | None, float] | None = None
+    tried: list[torch.Tensor | None]
+    moments = sample.square().mean(0)
+    reach = with_headroom(moments, channels, seen.elements)
     if smoothing == "search":
-        moments = sample.square().mean(0)
-        tried = migrate(moments, channels, weights, precision, block_of(weights[0], precision))
+        block = block_of(weights[0], precision)
+        tried = [None, migrate(moments, reach, weights, precision, block)]
     else:
-        tried = divisors(channels, weights, smoothing)
-    for divisor in (None, tried):
+        tried = [divisors(reach, weights, smoothing)]
+    for divisor in tried:
         threshold = own
         if divisor is not None:
-            threshold = method(_quotient(sample, channels, divisor))
+            threshold = method(_quotient(sample, reach, divisor))
         error = _error(sample, weights, expected, divisor, threshold, precision)
         if best is None or error < best[0] * 0.98:  # not for nothing
             best = error, divisor, threshold
@@ -108,11 +110,11 @@ def block_of(weight: torch.Tensor, precision: str) -> int | None:
     return next((size for size in BLOCKS if weight.shape[1] % size == 0), None)
 
 
-def _quotient(sample: torch.Tensor, channels: torch.Tensor, divisor: torch.Tensor) -> Observer:
-    """Return what would have been seen of a tensor over its divisor: its range from all calls."""
+def _quotient(sample: torch.Tensor, reach: torch.Tensor, divisor: torch.Tensor) -> Observer:
+    """Return what would be seen of a tensor over its divisor, with the range of each channel."""
     seen = Observer()
     seen.add(sample / divisor)
-    seen.largest = max(seen.largest, float((channels / divisor).max()))
+    seen.largest = max(seen.largest, float((reach / divisor).max()))
     seen.histogram.widen(seen.largest)
     return seen
 

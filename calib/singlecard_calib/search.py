@@ -142,7 +142,7 @@ def search_precision(
     metric: Metric | None = None,
     table: CalibrationTable | None = None,
     precisions: Sequence[str] = PRECISIONS,
-    evaluation: int = 8,
+    evaluation: int = 16,
     targets: Sequence[str] | str | None = None,
     round_weights: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
@@ -157,8 +157,9 @@ def search_precision(
             L2 of the outputs.
         table: of `calibrate`; None: made from ``data``.
         precisions: to choose from; ``"fp8"`` where the cards have it.
-        evaluation: calls of ``data`` that errors are measured on. Bytes are counted for the first
-            call's shapes.
+        evaluation: the last calls of ``data``, on which errors are measured, and by which nothing
+            else is chosen; with less than twice as many calls all serve for both. Bytes are counted
+            for the shapes of the first of them.
         targets: cards that bytes are counted for; None: portable.
         round_weights: let weights that are assigned to ``"int8-weight"`` be rounded by GPTQ, each
             column's error made up for by the columns behind it. Their rounded values are written to
@@ -180,12 +181,17 @@ def search_precision(
     held = list(calls(data))
     if round_weights:
         check_weights(model)
+    if isinstance(evaluation, bool) or not isinstance(evaluation, int) or evaluation < 1:
+        raise OptionError(f"evaluation={evaluation!r} must be a number of calls, 1 or more")
+    # What scales and roundings were fitted to says little of the errors on other data.
+    apart = len(held) > 2 * evaluation
+    fitted, judged = (held[:-evaluation], held[-evaluation:]) if apart else (held, held)
     if table is None:
-        table = calibrate(model, held, weights="int8")
+        table = calibrate(model, fitted, weights="int8")
     options = {"precision": "fp16", "targets": targets, "calibration": table}
-    work = _Work(model, held[:evaluation], Options.parse(options), table, metric or relative_l2)
+    work = _Work(model, judged, Options.parse(options), table, metric or relative_l2)
     if round_weights:
-        work.instead = rounded_weights(model, held, work.points, table)
+        work.instead = rounded_weights(model, fitted, work.points, table)
     found = _Searching(work, tolerance, precisions, progress).run()
     if round_weights:
         written = write_weights(work.points, work.instead, found.assignment)

@@ -55,7 +55,8 @@ def test_smoothing_takes_error_away() -> None:
 def test_smoothing_that_helps_nothing_is_left_out() -> None:
     """A divisor is a kernel more."""
     rows = torch.ones(64, 32)
-    divisor, threshold = smoothed(seen(rows), [point(random(16, 32).sign())], min_max, 0.5, "int8")
+    layer = [point(random(16, 32).sign())]
+    divisor, threshold = smoothed(seen(rows), layer, min_max, "search", "int8")
     assert divisor is None and threshold == 1.0
 
 
@@ -67,7 +68,8 @@ def test_a_divided_tensors_range_is_that_of_all_calls() -> None:
         item.add("x", part, "linear", 2 * 32)  # two rows of each
     divisor, threshold = smoothed(item, [point(weight)], min_max, 0.5, "int8")
     assert item.sample is not None and len(item.sample) == 16 and divisor is not None
-    assert threshold == pytest.approx(float((rows / divisor).abs().max()), rel=1e-6)
+    assert float((rows / divisor).abs().max()) <= threshold * (1 + 1e-6)
+    assert threshold < 1.5 * float((rows / divisor).abs().max())
 
 
 def test_divisors_are_those_of_the_paper() -> None:
