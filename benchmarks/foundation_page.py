@@ -1,6 +1,6 @@
 """`results/foundation.md` from the numbers of `foundation.py`.
 
-    python benchmarks/foundation_page.py              # again, from results/foundation.json
+python benchmarks/foundation_page.py              # again, from results/foundation.json
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def render_page(result: dict[str, Any]) -> str:
             ),
             [_plans(row) for row in rows],
         ),
-        "With `precision=\"fp16\"` a model keeps its FP32 inputs and outputs. What that costs, for "
+        'With `precision="fp16"` a model keeps its FP32 inputs and outputs. What that costs, for '
         "singlecard alone:",
         _table(
             ("model", "type", "kernels", "moved, MB", "floor, MB", "scratch, MB"),

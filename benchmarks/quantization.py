@@ -51,6 +51,7 @@ def measure_part(name: str, peers: str) -> dict[str, Any]:
     if peers != "only":
         rows = own.measure_case(name) if name in CASES else ALONE[name]()
         found["own"] = told(rows)
+        found["notes"] = []  # what a person wrote of the rows before
         found["machine"] = about(name, peers)
         found["seconds"] = time.perf_counter() - start
     if name in CASES and peers != "none":

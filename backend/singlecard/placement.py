@@ -254,7 +254,9 @@ class _Search:
 
     def assignment(self, chosen: frozenset[str]) -> dict[str, str]:
         return {
-            name: self.candidates[name] for group in self.groups if group in chosen
+            name: self.candidates[name]
+            for group in self.groups
+            if group in chosen
             for name in self.groups[group]
         }
 
@@ -281,7 +283,8 @@ class _Search:
                     kernel.arithmetic
                     for report in reports or ()
                     for kernel in report.kernels
-                    if kernel.arithmetic and path in kernel.modules
+                    if kernel.arithmetic
+                    and path in kernel.modules
                     and any(word in made for made in kernel.ops for word in words)
                 }
                 if types and not types & _REAL:

@@ -27,7 +27,7 @@ from singlecard.lowering.cards import target_refusal
 from singlecard.lowering.lower import Lowered, NodeRefused, lower
 from singlecard.lowering.table import refusal
 from singlecard.network.building import BuildSettings, Progress
-from singlecard.options import QUANTIZED, Options
+from singlecard.options import QUANTIZED, Options, types_of
 from singlecard.partition import Fallback, Partition, Segment, divide
 from singlecard.partition.exclusion import exclusion
 from singlecard.passes import simplify
@@ -58,9 +58,6 @@ def low_type(precision: str) -> torch.dtype | None:
         return torch.float16
     return torch.bfloat16 if precision == "bf16" else None
 
-
-#: Types that a card must have for a precision, where they are not its name.
-TYPES_OF = {"int8": (), "int8-weight": (), "int4-weight": ("int4",), "auto": ()}
 
 #: Plans that are built to place INT8 or FP8, at most.
 TRIALS = 48
@@ -193,8 +190,7 @@ class Session:
     def _name(self, program: Program) -> None:
         """Bring a Program to the form in which ops have names for calibration."""
         if low_type(self.options.precision) is not None:
-            kinds = TYPES_OF.get(self.options.precision, (self.options.precision,))
-            check_types(kinds, self.options.targets or ())
+            check_types(types_of(self.options.precision), self.options.targets or ())
         with self.timed("passes"):
             if self.options.demote_float64:
                 demote_float64(program)

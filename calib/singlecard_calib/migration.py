@@ -21,10 +21,10 @@ from collections.abc import Sequence
 import torch
 
 #: Steps of descent, and their size in the logarithm of a divisor.
-_STEPS, _RATE = 120, 0.06
+_STEPS, _RATE = 150, 0.06
 
 #: Rows of a weight that are looked at, evenly spread: what they ask for holds for the others.
-_ROWS = 256
+_ROWS = 512
 
 #: The most that one channel's divisor may be of the others' geometric mean, and the least.
 _LIMIT = 1e3
@@ -39,7 +39,7 @@ def with_headroom(moments: torch.Tensor, largest: torch.Tensor, rows: int) -> to
 
     Divisors bring the largest magnitudes of all channels together, and what few rows have shown of
     each alone is soon exceeded. A channel is taken to reach as far, against its root mean square,
-    as most channels did: the fewer rows, the more of them.
+    as that share of the channels did that the rows fall short of 1,000.
 
     Args:
         moments, largest: as `migrate` takes them.
@@ -47,9 +47,9 @@ def with_headroom(moments: torch.Tensor, largest: torch.Tensor, rows: int) -> to
     """
     deviation = moments.sqrt()
     peaks = (largest / deviation.clamp(min=1e-30))[largest > 0]
-    if not len(peaks):
+    if not len(peaks) or rows >= _BELIEVED:
         return largest
-    share = max(0.5, 1.0 - rows / _BELIEVED)
+    share = 1.0 - rows / _BELIEVED
     return torch.maximum(largest, deviation * torch.quantile(peaks, share))
 
 

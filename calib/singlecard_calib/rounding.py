@@ -53,8 +53,11 @@ def rounded_weights(
     wanted = {
         name: point
         for name, point in points.items()
-        if point.op == "linear" and point.weight is not None and point.weight.data_ptr() in own
-        and point.weight.dtype == torch.float32 and point.weight.is_contiguous()
+        if point.op == "linear"
+        and point.weight is not None
+        and point.weight.data_ptr() in own
+        and point.weight.dtype == torch.float32
+        and point.weight.is_contiguous()
     }
     moments = watch(model, data, {point.operands[0][0] for point in wanted.values()})
     result = {}

@@ -196,8 +196,10 @@ def search_precision(
     if round_weights:
         written = write_weights(work.points, work.instead, found.assignment)
         graphs = tuple(
-            {name: written[name].signature() if name in written else entry
-             for name, entry in graph.items()}
+            {
+                name: written[name].signature() if name in written else entry
+                for name, entry in graph.items()
+            }
             for graph in found.table.graphs
         )
         found = dataclasses.replace(found, table=dataclasses.replace(found.table, graphs=graphs))
@@ -249,7 +251,6 @@ class _Work(Session):
         got = self.outputs()
         errors = [self.metric(a, b) for a, b in zip(got, self.expected, strict=True)]
         return sum(errors) / len(errors)
-
 
     def bytes_moved(self, assignment: Mapping[str, str]) -> int | None:
         """Return the bytes that the plans of an assignment move; None where they do not build."""
@@ -326,7 +327,7 @@ class _Searching:
                 break
             low = budget
         return Search(
-            dataclasses.replace(self.work.table, assignment=best),
+            dataclasses.replace(self.work.table, assignment=self.whole(best)),
             error,
             self.tolerance,
             tuple(trials),
@@ -389,6 +390,10 @@ class _Searching:
             before = chosen.get(trial.op)
             left -= trial.error**2 - (before.error**2 if before else 0.0)
             chosen[trial.op] = trial
+
+    def whole(self, assignment: Mapping[str, str]) -> dict[str, str]:
+        """Name the ops that stay in FP16 too: a person who changes the table finds them there."""
+        return {name: assignment.get(name, "fp16") for name in self.work.points}
 
     def saved(self, trials: Sequence[Trial], assignment: Mapping[str, str]) -> int:
         return sum(trial.saved for trial in trials if assignment.get(trial.op) == trial.precision)

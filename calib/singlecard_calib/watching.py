@@ -54,7 +54,9 @@ class _Watching(Session):
     def compile(self, program: Program, spans: Any = None) -> Executable:
         self._name(program)
         values = {
-            name: value for point in points_of(program) for name, value in point.operands
+            name: value
+            for point in points_of(program)
+            for name, value in point.operands
             if name in self.tensors and value is not None
         }
         for name, value in values.items():

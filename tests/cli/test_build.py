@@ -85,9 +85,7 @@ def test_keyword_arguments_reach_the_model(command: Any, model: Model, tmp_path:
     assert done.document["coverage"] == 1.0
 
 
-def test_a_pt2_file_leads_to_the_same_engine(
-    command: Any, model: Model, tmp_path: Path
-) -> None:
+def test_a_pt2_file_leads_to_the_same_engine(command: Any, model: Model, tmp_path: Path) -> None:
     """Who deploys has the exported file, who develops the source: they must share one cache."""
     loaded = load_model(model("small"))
     file = tmp_path / "small.pt2"
@@ -145,9 +143,7 @@ def test_strict_refuses_what_stays_in_pytorch(command: Any, model: Model, tmp_pa
     assert done.status == 2 and "bessel_j0" in done.err
 
 
-def test_min_block_size_leaves_small_blocks_out(
-    command: Any, model: Model, tmp_path: Path
-) -> None:
+def test_min_block_size_leaves_small_blocks_out(command: Any, model: Model, tmp_path: Path) -> None:
     """An engine for one op costs more than it saves."""
     done = command(
         "build", model("partly_lowered"), "--min-block-size", "5", "--cache-dir", tmp_path, "--json"

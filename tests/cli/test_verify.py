@@ -23,9 +23,7 @@ def test_a_good_model_passes_at_its_precision(
     assert done.document["relative_l2"] <= done.document["tolerance"]
 
 
-def test_a_tolerance_that_is_missed_is_status_1(
-    command: Any, model: Model, tmp_path: Path
-) -> None:
+def test_a_tolerance_that_is_missed_is_status_1(command: Any, model: Model, tmp_path: Path) -> None:
     """The exit status is all that a CI job looks at."""
     given = ("verify", model("small"), "--precision", "fp16", "--cache-dir", tmp_path)
     done = command(*given, "--tolerance", "1e-9", "--json")
@@ -46,9 +44,7 @@ def test_an_fp16_model_is_not_held_to_fp32(command: Any, model: Model, tmp_path:
     assert done.status == 0 and done.document["tolerance"] == 5e-3
 
 
-def test_a_model_without_engines_does_not_pass(
-    command: Any, model: Model, tmp_path: Path
-) -> None:
+def test_a_model_without_engines_does_not_pass(command: Any, model: Model, tmp_path: Path) -> None:
     """PyTorch equals itself: a green check on that would hide that nothing was lowered."""
     done = command("verify", model("not_lowered"), "--cache-dir", tmp_path)
     assert done.status == 1 and "no engine to verify" in done.out

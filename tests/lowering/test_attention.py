@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from singlecard.capture import ops
+from singlecard.lowering.ops.attention import _repeat_heads
+from singlecard.network.net import Net
 from tests.lowering.check import check, refuse
 
 aten = torch.ops.aten
@@ -75,3 +77,14 @@ def test_different_ranks() -> None:
     q, k, v = _heads()
     check(_attend(), q[0, 0], k, v)
     check(_attend(), q, k[0, 0], v[0, 0])
+
+
+@pytest.mark.parametrize("own", [12, 4])
+def test_heads_that_only_pytorch_knows(own: int) -> None:
+    """After a view of several unknown sizes TensorRT says -1 for the heads too: attention of a
+    sentence at a time fell back to PyTorch, for twelve heads were taken for minus one's group."""
+    net = Net()
+    x = net.input("x", torch.float16, (1, -1, -1, 32))
+    net.given = {"key": torch.empty(1, own, 7, 32, device="meta")}
+    repeated = _repeat_heads(net, x, "key", 12)
+    assert (repeated is x) == (own == 12)

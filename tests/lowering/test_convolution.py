@@ -34,16 +34,17 @@ def test_convolution(dims: int, options: dict[str, Any]) -> None:
 
 def test_even_kernel_padded_to_the_same_size() -> None:
     """Padding to the same size is uneven for even kernels: edges of images would be off by one."""
-    check(
-        lambda x, w: F.conv2d(x, w, padding="same"), torch.randn(1, 2, 6, 7), weight(3, 2, 4, 2)
-    )
+    check(lambda x, w: F.conv2d(x, w, padding="same"), torch.randn(1, 2, 6, 7), weight(3, 2, 4, 2))
 
 
 def test_kernel_computed_at_run_time() -> None:
     """Weight-normalized and dynamic filters are no constants: they would be left out."""
     check(
-        lambda x, w, g: F.conv2d(x, w * g), torch.randn(1, 2, 6, 6), weight(3, 2, 3, 3),
-        torch.rand(3, 1, 1, 1), build=True,
+        lambda x, w, g: F.conv2d(x, w * g),
+        torch.randn(1, 2, 6, 6),
+        weight(3, 2, 3, 3),
+        torch.rand(3, 1, 1, 1),
+        build=True,
     )
 
 
@@ -67,7 +68,10 @@ def test_transposed_convolution(dims: int, options: dict[str, Any]) -> None:
     groups = options.get("groups", 1)
     x, kernel = torch.randn(2, 4, *[5] * dims), weight(4, 6 // groups, *[3] * dims)
     check(
-        lambda x, w, b: _TRANSPOSES[dims](x, w, b, **options), x, kernel, weight(6),
+        lambda x, w, b: _TRANSPOSES[dims](x, w, b, **options),
+        x,
+        kernel,
+        weight(6),
         build=dims < 3,
     )
 
@@ -76,7 +80,10 @@ def test_transposed_convolution_in_bfloat16() -> None:
     """TensorRT builds no such layer: without a cast around it the whole engine fails."""
     x, kernel = torch.randn(1, 2, 5, 5).bfloat16(), weight(2, 3, 3, 3)
     check(
-        lambda x, w: F.conv_transpose2d(x, w.bfloat16(), stride=2), x, kernel, build=True,
+        lambda x, w: F.conv_transpose2d(x, w.bfloat16(), stride=2),
+        x,
+        kernel,
+        build=True,
         tolerance=2e-2,
     )
 

@@ -33,12 +33,16 @@ def test_weighted_bags_of_equal_length() -> None:
     rows, share = torch.tensor([[1, 2], [4, 4]]), torch.rand(2, 2)
     check(
         lambda i, s, w: F.embedding_bag(i, w, mode="sum", per_sample_weights=s),
-        rows, share, weight(7, 4),
+        rows,
+        share,
+        weight(7, 4),
     )
     ends = torch.tensor([0, 1, 3])
     check(
         lambda i, o, w: F.embedding_bag(i, w, o, mode="sum", include_last_offset=True),
-        rows.flatten()[:3], ends, weight(7, 4),
+        rows.flatten()[:3],
+        ends,
+        weight(7, 4),
     )
 
 

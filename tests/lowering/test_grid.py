@@ -16,7 +16,9 @@ def test_planes(mode: str, border: str, align_corners: bool) -> None:
     """Deformable attention and optical flow read beyond the border as well."""
     x, grid = torch.randn(2, 3, 5, 6), torch.rand(2, 4, 3, 2) * 3 - 1.5
     check(
-        lambda x, g: F.grid_sample(x, g, mode, border, align_corners), x, grid,
+        lambda x, g: F.grid_sample(x, g, mode, border, align_corners),
+        x,
+        grid,
         build=mode == "bilinear",
     )
 
@@ -28,7 +30,9 @@ def test_volumes(mode: str, border: str, align_corners: bool) -> None:
     """TensorRT's layer knows planes only, although it builds for volumes."""
     x, grid = torch.randn(2, 3, 4, 5, 6), torch.rand(2, 2, 3, 4, 3) * 4 - 2
     check(
-        lambda x, g: F.grid_sample(x, g, mode, border, align_corners), x, grid,
+        lambda x, g: F.grid_sample(x, g, mode, border, align_corners),
+        x,
+        grid,
         build=border == "reflection",
     )
 
@@ -38,7 +42,8 @@ def test_affine_grid() -> None:
     turn = torch.tensor([[[0.8, -0.6, 0.1], [0.6, 0.8, 0.0]]])
     check(
         lambda x, t: F.grid_sample(x, F.affine_grid(t, [1, 2, 4, 4], False), align_corners=False),
-        torch.randn(1, 2, 5, 5), turn,
+        torch.randn(1, 2, 5, 5),
+        turn,
     )
 
 
@@ -47,5 +52,6 @@ def test_unknown_mode_stays_in_pytorch() -> None:
     with pytest.raises(RuntimeError):
         refuse(
             lambda x, g: torch.ops.aten.grid_sampler_3d(x, g, 2, 0, False),
-            torch.randn(1, 1, 2, 2, 2), torch.rand(1, 1, 1, 1, 3),
+            torch.randn(1, 1, 2, 2, 2),
+            torch.rand(1, 1, 1, 1, 3),
         )

@@ -27,9 +27,7 @@ def test_group_norm(groups: int, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape) * 2 + torch.arange(6.0).reshape(6, *[1] * (len(shape) - 2))
     if groups == 6 and len(shape) == 2:
         groups = 3
-    check(
-        lambda x, w, b: F.group_norm(x, groups, w, b), x, weight(6), weight(6), build=groups < 3
-    )
+    check(lambda x, w, b: F.group_norm(x, groups, w, b), x, weight(6), weight(6), build=groups < 3)
 
 
 def test_statistics_are_answered_where_they_are_read() -> None:
@@ -45,7 +43,11 @@ def test_batch_norm_by_the_batch(kind: torch.dtype) -> None:
     x = (torch.randn(4, 3, 5) * 2 + 1).to(kind)
     check(
         lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True),
-        x, weight(3), weight(3), build=True, tolerance=1e-5 if kind == torch.float32 else 2e-3,
+        x,
+        weight(3),
+        weight(3),
+        build=True,
+        tolerance=1e-5 if kind == torch.float32 else 2e-3,
     )
     check(lambda x: F.instance_norm(x), torch.randn(2, 3, 4, 5))
 

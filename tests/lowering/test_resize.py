@@ -39,7 +39,8 @@ def test_smooth(mode: str, align_corners: bool, options: dict[str, Any]) -> None
     dims = {"linear": 1, "trilinear": 3}.get(mode, 2)
     x = torch.randn(1, 2, *[5] * dims)
     check(
-        lambda x: F.interpolate(x, mode=mode, align_corners=align_corners, **options), x,
+        lambda x: F.interpolate(x, mode=mode, align_corners=align_corners, **options),
+        x,
         build=options == {"size": 7},
     )
 

@@ -69,12 +69,17 @@ def test_reduces(operation: str, include_self: bool, kind: torch.dtype) -> None:
     index = torch.randint(0, 4, (4, 2))
     check(
         lambda x, i, s: x.scatter_reduce(0, i, s, operation, include_self=include_self),
-        x, index, src, build=include_self,
+        x,
+        index,
+        src,
+        build=include_self,
     )
     if operation != "sum":
         check(
             lambda x, i, s: x.index_reduce(0, i, s, operation, include_self=include_self),
-            x, torch.tensor([0, 3, 0]), src[:3, :3],
+            x,
+            torch.tensor([0, 3, 0]),
+            src[:3, :3],
         )
 
 

@@ -40,9 +40,10 @@ class Sketch:
         """An input that is fed ``value``; ``shape`` has -1 for open dimensions."""
         name = f"input{len(self.feeds)}"
         self.feeds[name] = value
-        dtype = getattr(self.trt, _NAMES[value.dtype], None) or self.trt.DataType.__members__[
-            _NAMES[value.dtype]
-        ]
+        dtype = (
+            getattr(self.trt, _NAMES[value.dtype], None)
+            or self.trt.DataType.__members__[_NAMES[value.dtype]]
+        )
         return self.network.add_input(name, dtype, shape or tuple(value.shape))
 
     def constant(self, value: Tensor) -> Any:

@@ -45,9 +45,7 @@ def test_a_kernel_may_be_an_input(sketch: Any) -> None:
     """An INT8 convolution takes its weights from a dequantize layer, not from its own."""
     x, kernel, bias = torch.randn(2, 4, 6, 6), torch.randn(3, 4, 3, 3), torch.randn(3)
     empty = sketch.trt.Weights(sketch.trt.float32)
-    layer = sketch.add(
-        "convolution_nd", sketch.input(x), 3, (3, 3), empty, sketch.weights(bias)
-    )
+    layer = sketch.add("convolution_nd", sketch.input(x), 3, (3, 3), empty, sketch.weights(bias))
     layer.set_input(1, sketch.input(kernel))
     layer.dilation_nd = (2, 2)
     expected = functional.conv2d(x, kernel, bias, dilation=2)

@@ -17,9 +17,7 @@ from singlecard.network.types import INT4
 
 _library = torch.library.Library("singlecard", "FRAGMENT")
 _library.define("fake_quantize(Tensor input, Tensor scale, str kind) -> Tensor")
-_library.define(
-    "dequantize(Tensor codes, Tensor scale, str kind, ScalarType dtype) -> Tensor"
-)
+_library.define("dequantize(Tensor codes, Tensor scale, str kind, ScalarType dtype) -> Tensor")
 _library.define(
     "quantized_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask,"
     " bool is_causal, float? scale, bool enable_gqa, bool rows_see, float[] steps, str kind)"

@@ -223,9 +223,7 @@ class Cache:
         if not self.folder.is_dir():
             return []
         return [
-            path
-            for path in self.folder.iterdir()
-            if _ENTRY.fullmatch(path.name) and path.is_dir()
+            path for path in self.folder.iterdir() if _ENTRY.fullmatch(path.name) and path.is_dir()
         ]
 
     def verify(self) -> dict[str, str | None]:

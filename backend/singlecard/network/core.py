@@ -117,9 +117,7 @@ class Core:
             return self._constants[key]
         pairs = codes.detach().to("cpu").contiguous().flatten().view(-1, 2)
         array = (pairs[:, 0] & 15) | (pairs[:, 1] << 4)
-        weights = tensorrt().Weights(
-            trt_from_torch(INT4), array.data_ptr(), 2 * array.numel()
-        )
+        weights = tensorrt().Weights(trt_from_torch(INT4), array.data_ptr(), 2 * array.numel())
         tensor = self.output_of(self.add("constant", tuple(codes.shape), weights))
         self._arrays += [codes, array]
         self._constants[key] = tensor

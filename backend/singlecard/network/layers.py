@@ -170,9 +170,7 @@ class Layers(Shapes):
         ``positions`` is int32 [B].
         """
         kind = tensorrt().KVCacheMode.LINEAR
-        layer = self.add(
-            "kv_cache_update", cache.handle, update.handle, positions.handle, kind
-        )
+        layer = self.add("kv_cache_update", cache.handle, update.handle, positions.handle, kind)
         return self.output_of(layer)
 
     def gather(self, x: Tensor, indices: Tensor, axis: int) -> Tensor:

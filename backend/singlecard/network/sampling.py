@@ -42,9 +42,7 @@ class Sampling(Layers):
         trt = tensorrt()
         layer = self.add("resize", x.handle)
         layer.resize_mode = getattr(trt.InterpolationMode, how.mode)
-        layer.coordinate_transformation = getattr(
-            trt.ResizeCoordinateTransformation, how.placing
-        )
+        layer.coordinate_transformation = getattr(trt.ResizeCoordinateTransformation, how.placing)
         layer.nearest_rounding = getattr(trt.ResizeRoundMode, how.rounding)
         if how.mode == "CUBIC":
             layer.cubic_coeff = how.cubic_coefficient

@@ -53,9 +53,7 @@ def deconvolution(call: Call) -> Tensor:
     stride, groups = call.required_dims("stride_nd"), call.integer("num_groups")
     shape = (x.shape[1], call.integer("num_output_maps") // groups, *window)
     kernel, bias = _kernel_and_bias(call, shape)
-    whole = _DECONVOLUTIONS[len(window)](
-        x, kernel, bias, stride, groups=groups, dilation=dilation
-    )
+    whole = _DECONVOLUTIONS[len(window)](x, kernel, bias, stride, groups=groups, dilation=dilation)
     crop = _deconvolution_crop(call, x.shape[2:], whole.shape[2:], stride)
     return pad_spatial(whole, [(-before, -after) for before, after in crop])
 

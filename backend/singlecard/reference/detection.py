@@ -21,9 +21,7 @@ def non_maximum_suppression(call: Call) -> tuple[Tensor, ...]:
         considered = _considered(scores[batch], score_limit, call.integer("topk_box_limit"))
         found: list[tuple[float, int, int]] = []
         for label in range(scores.shape[2]):
-            kept = _suppress(
-                corners[batch, :, label], considered[:, label], limit, iou_limit
-            )
+            kept = _suppress(corners[batch, :, label], considered[:, label], limit, iou_limit)
             found += [(float(scores[batch, box, label]), label, box) for box in kept]
         found.sort(key=lambda row: -row[0])
         rows += [(batch, label, box) for _, label, box in found]

@@ -82,9 +82,7 @@ def scatter(call: Call) -> Tensor:
         axis = call.integer("axis")
         return data.scatter(axis, _from_start(indices, data.shape[axis]), updates)
     depth = indices.shape[-1]
-    places = tuple(
-        _from_start(indices[..., level], data.shape[level]) for level in range(depth)
-    )
+    places = tuple(_from_start(indices[..., level], data.shape[level]) for level in range(depth))
     return data.index_put(places, updates) if depth else updates.reshape(data.shape)
 
 
@@ -113,9 +111,7 @@ def reverse_sequence(call: Call) -> Tensor:
     x, lengths = call[0], call[1].long()
     batch_axis, axis = call.integer("batch_axis"), call.integer("sequence_axis")
     places = torch.arange(x.shape[axis], device=x.device)
-    reversed_places = torch.where(
-        places < lengths[:, None], lengths[:, None] - 1 - places, places
-    )
+    reversed_places = torch.where(places < lengths[:, None], lengths[:, None] - 1 - places, places)
     shape = [x.shape[i] if i in (batch_axis, axis) else 1 for i in range(x.dim())]
     ordered = reversed_places if batch_axis < axis else reversed_places.T
     return x.gather(axis, ordered.reshape(shape).expand(x.shape))

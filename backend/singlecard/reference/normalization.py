@@ -49,9 +49,7 @@ def local_response_normalization(call: Call) -> Tensor:
 def scale(call: Call) -> Tensor:
     """``(x * scale + shift) ** power``, each of them optional."""
     x = call[0]
-    factor, shift, power = (
-        _coefficients(call, role, x) for role in ("scale", "shift", "power")
-    )
+    factor, shift, power = (_coefficients(call, role, x) for role in ("scale", "shift", "power"))
     if factor is not None:
         x = x * factor
     if shift is not None:

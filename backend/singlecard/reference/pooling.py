@@ -48,9 +48,7 @@ def _average(
     if not call.integer("average_count_excludes_padding"):
         asked = _asked_padding(call, padding)
         counted = pad_spatial(counted, asked, 1.0)
-        padding = [
-            (0, whole[1] - part[1]) for whole, part in zip(padding, asked, strict=True)
-        ]
+        padding = [(0, whole[1] - part[1]) for whole, part in zip(padding, asked, strict=True)]
     return mean / average(pad_spatial(counted, padding), window, stride)
 
 

@@ -55,9 +55,7 @@ def _resize_axis(call: Call, x: Tensor, axis: int, size: int, scale: float) -> T
     return torch.stack(parts).sum(0)
 
 
-def _coordinates(
-    call: Call, length: int, size: int, scale: float, device: torch.device
-) -> Tensor:
+def _coordinates(call: Call, length: int, size: int, scale: float, device: torch.device) -> Tensor:
     """Where each output element lies, counted in input elements."""
     places = torch.arange(size, dtype=torch.float64, device=device)
     if size == 1 and call.text("selector_for_single_pixel") == "UPPER":

@@ -82,9 +82,7 @@ class Explanation:
         for title, engine in zip(self._titles(), self.engines, strict=True):
             parts += [
                 "",
-                plan_table(
-                    engine.report, title=title, cards=self.cards, top=top, tf32=self._tf32
-                ),
+                plan_table(engine.report, title=title, cards=self.cards, top=top, tf32=self._tf32),
             ]
         return Group(*parts)
 

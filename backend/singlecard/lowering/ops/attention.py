@@ -118,7 +118,8 @@ def _written_out(
 ) -> Tensor:
     if query.ndim > 2:
         heads = net.size(query, -3)
-        key, value = (_repeat_heads(net, x, heads) for x in (key, value))
+        key = _repeat_heads(net, key, "key", heads)
+        value = _repeat_heads(net, value, "value", heads)
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     query = rounded(net.times(query, factor), 0)
     scores = net.matmul(query, rounded(key, 1), transpose_b=True)
@@ -195,9 +196,14 @@ def _every_row_sees_something(net: Net, mask: Tensor) -> bool:
     return known is not None and bool(known.any(-1).all())
 
 
-def _repeat_heads(net: Net, x: Tensor, heads: Size) -> Tensor:
+def _repeat_heads(net: Net, x: Tensor, name: str, heads: Size) -> Tensor:
     """Repeat each key or value head for the query heads of its group."""
     own_heads = x.shape[-3] if x.ndim > 2 else 1
+    if own_heads == -1:  # a shape of several unknown sizes: PyTorch may know this one
+        told = net.given[name].shape[-3] if name in net.given else -1
+        own_heads = told if isinstance(told, int) else -1
+    if own_heads == -1:
+        return x
     if own_heads in (heads, 1) or not isinstance(heads, int):
         return x
     *batch, _, length, width = net.sizes(x)
