@@ -33,7 +33,10 @@ TARGET = "sm89"
 Row = dict[str, Any]
 
 #: Sentences that `search_precision` gets, one a call; others that its answer is tried on.
-SEARCHED, UNSEEN = 64, 48
+SEARCHED, UNSEEN = 128, 48
+
+#: The last of them, by which the search judges.
+JUDGED = 16
 
 AUTO_TOLERANCE = 0.01
 
@@ -213,6 +216,7 @@ def measure_auto() -> Iterator[Row]:
             [((), call) for call in calls],
             tolerance=AUTO_TOLERANCE,
             targets=TARGET,
+            evaluation=JUDGED,
             round_weights=rounded,
         )
         seconds = time.perf_counter() - start
@@ -222,7 +226,7 @@ def measure_auto() -> Iterator[Row]:
         yield {
             "round_weights": rounded,
             "seconds": seconds,
-            "tokens_of_first": calls[0]["input_ids"].shape[1],
+            "tokens_of_first": calls[-JUDGED]["input_ids"].shape[1],
             "tolerance": found.tolerance,
             "error": found.error,
             "unseen_error": sum(errors) / len(errors),

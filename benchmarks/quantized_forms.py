@@ -40,6 +40,7 @@ class Form:
             builder, and the rest multiplied into the result).
         scale: type of the scales.
         rounding: whether what is computed at run time is rounded too.
+        residual: whether the other operand of a residual addition is rounded as well.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Form:
     by: str = "tensor"
     scale: torch.dtype = torch.float32
     rounding: bool = True
+    residual: bool = False
 
 
 FORMS = (
@@ -55,6 +57,7 @@ FORMS = (
     Form("INT8, scales of channels in FP32", "int8", "channel"),
     Form("INT8, scales of channels in FP16", "int8", "channel", TYPE),
     Form("INT8, one scale and gains", "int8", "gains"),
+    Form("INT8, one scale and gains, residual operands too", "int8", "gains", residual=True),
     Form("FP8, one scale and gains", "fp8", "gains"),
     Form("INT8 weights, scale of the tensor", "int8", "tensor", rounding=False),
     Form("INT8 weights, scales of channels in FP16", "int8", "channel", TYPE, False),
@@ -140,7 +143,8 @@ def feed_forward(form: Form, rows: int) -> PlanReport:
     writer = Writer(form)
     x = writer.net.input("x", TYPE, (rows, 1024))
     hidden = writer.activation(writer.linear(x, 4096), "GELU_ERF")
-    return writer.report(writer.net.sum(writer.linear(hidden, 1024), x))
+    other = writer.rounded(x) if form.residual else x
+    return writer.report(writer.net.sum(writer.linear(hidden, 1024), other))
 
 
 def residual(form: Form, channels: int, side: int) -> PlanReport:
@@ -151,7 +155,8 @@ def residual(form: Form, channels: int, side: int) -> PlanReport:
     x = writer.net.input("x", TYPE, (1, channels, side, side))
     for _ in range(2):
         inner = writer.activation(writer.convolution(x, channels), "RELU")
-        x = writer.activation(writer.net.sum(writer.convolution(inner, channels), x), "RELU")
+        other = writer.rounded(x) if form.residual else x
+        x = writer.activation(writer.net.sum(writer.convolution(inner, channels), other), "RELU")
     return writer.report(x)
 
 
@@ -163,6 +168,7 @@ class Block:
     linear: bool = False
     one_scale: bool = False
     attention: bool = False
+    residual: bool = False
 
 
 BLOCKS = (
@@ -170,6 +176,7 @@ BLOCKS = (
     Block("linear layers in INT8, each with a scale of its own", True),
     Block("the same; query, key and value share one scale", True, True),
     Block("the same, and attention's products in INT8", True, True, True),
+    Block("the same, and residual operands in INT8", True, True, True, True),
     Block("attention's products alone in INT8", attention=True),
 )
 
@@ -202,9 +209,11 @@ class EncoderWriter(Writer):
             seen = self.rounded(seen, "int8")
         attended = net.permute(net.matmul(seen, v), (0, 2, 1, 3))
         attended = net.reshape(attended, (batch, length, width))
-        x = self.norm(net.sum(self.linear(attended, width), x))
+        other = self.rounded(x) if self.block.residual else x
+        x = self.norm(net.sum(self.linear(attended, width), other))
         hidden = self.activation(self.linear(x, 4 * width), "GELU_ERF")
-        return self.norm(net.sum(self.linear(hidden, width), x))
+        other = self.rounded(x) if self.block.residual else x
+        return self.norm(net.sum(self.linear(hidden, width), other))
 
     def norm(self, x: Tensor) -> Tensor:
         scale, shift = (self.vector(3, 2, x.shape[2]) for _ in range(2))
