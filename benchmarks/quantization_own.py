@@ -53,6 +53,7 @@ class Form:
         calibration: arguments of ``singlecard.calibrate``.
         placed: leave in FP16 what the plan does not reward, as ``precision="int8"`` does.
         plans: read the plans of the first batch.
+        residuals: round the operands of additions too, where a product reads them rounded.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Form:
     calibration: dict[str, Any] = field(default_factory=dict)
     placed: bool = False
     plans: bool = True
+    residuals: bool = True
 
 
 FORMS = (
@@ -71,6 +73,7 @@ FORMS = (
         if method != "min-max"
     ),
     Form("INT8 everywhere, no smoothing", "int8", {"smoothing": None}),
+    Form("INT8 everywhere but residual operands", "int8", residuals=False),
     Form("INT8 as placed", "int8", placed=True),
     Form("FP8 everywhere", "fp8"),
     Form("INT8 weights", "int8-weight", {"weights": "int8"}),
@@ -110,6 +113,9 @@ def quantized(
     """Return the answers to all batches, and the plan's figures for the first of them."""
     plan: Row = {}
     table = dataclasses.replace(table, assignment=assigned(table, form.kind))
+    if not form.residuals:
+        kept = {name: "fp16" for name in table.assignment if ":residual" in name}
+        table = dataclasses.replace(table, assignment={**table.assignment, **kept})
     if form.placed:
         bare = dataclasses.replace(table, assignment={})
         plan = plan_figures(model, batches[0], form.kind, bare)

@@ -10,7 +10,7 @@ import pytest
 
 from singlecard.engine.cards import find_card
 from singlecard.engine.plan_report import Kernel, PlanReport
-from singlecard.placement import place
+from singlecard.placement import decide, place
 
 CARD = find_card("RTX 4090")
 
@@ -26,7 +26,10 @@ def report(kernels: list[Kernel]) -> PlanReport:
 
 
 def point(name: str) -> Any:
-    return SimpleNamespace(name=f"{name}:linear", operands=(), weight=None, op="linear")
+    operands = ((f"{name}:linear/input", None),)
+    return SimpleNamespace(
+        name=f"{name}:linear", operands=operands, weight=None, op="linear", node=name
+    )
 
 
 class Plans:
@@ -75,6 +78,24 @@ def test_leaves_out_what_is_only_simulated() -> None:
     assert result.assignment == {"a:linear": "int8"}
     (left,) = [item for item in result.decisions if item.taken == "fp16"]
     assert "simulated" in left.reason and "Half" in left.reason
+
+
+def test_residual_operands_follow_their_products() -> None:
+    """Rounding for an addition alone is a kernel more, and ``explain`` would call it INT8."""
+    operands = (("a:linear/input", None),)
+    left, right = point("a"), point("b")
+    added = SimpleNamespace(
+        name="a:residual", operands=operands, weight=None, op="residual", node="+"
+    )
+    plans = Plans({"a": (11_000_000, 2, "Int8"), "b": (5_000_000, 1, "Int8")})
+    points = [left, right, added]
+    result = place(points, {item.name: "int8" for item in points}, plans, [CARD], 48)
+    assert result.assignment == {"b:linear": "int8"}
+    (decision,) = [item for item in result.decisions if item.name == "a:residual"]
+    assert "no product reads this value rounded" in decision.reason
+    table = SimpleNamespace(tensors={"b:linear/input": None}, assignment={"b:linear": "fp16"})
+    decided = decide(points, "int8", table, lambda node: None)  # type: ignore[arg-type]
+    assert {item.name: item.taken for item in decided}["a:residual"] == "fp16"
 
 
 def test_is_never_slower_than_fp16() -> None:

@@ -20,7 +20,7 @@ from singlecard.engine.cards import Card
 from singlecard.engine.cost import Cost, cost_of
 from singlecard.engine.plan_report import PlanReport
 from singlecard.precision.points import Point
-from singlecard.precision.quantize import refusal
+from singlecard.precision.quantize import ROUNDING, read_rounded, refusal
 from singlecard.precision.table import CalibrationTable
 
 #: Builds the plans of an assignment; None where they do not build.
@@ -28,6 +28,9 @@ Build = Callable[[Mapping[str, str]], Sequence[PlanReport] | None]
 
 #: Precisions that are more than a type: what makes an assignment.
 ASSIGNABLE = frozenset({"int8", "fp8", "int8-weight", "int4-weight"})
+
+#: Why a residual operand is left as it is.
+NOT_ROUNDED = "no product reads this value rounded, so that rounding it would be a kernel more"
 
 #: Types of arithmetic that a quantized product really has.
 _REAL = frozenset({"Int8", "FP8"})
@@ -115,6 +118,8 @@ def decide(
     decisions = []
     for point in points:
         given = table.assignment.get(point.name) if table else None
+        if point.op == "residual" and given is None and precision not in ROUNDING:
+            continue
         asked = (given or "fp16") if precision == "auto" else precision
         kept = given if given in ("fp16", "fp32") else None
         reason = left_out(point.node)
@@ -132,7 +137,14 @@ def decide(
             reason = refusal(point, asked, table)
             taken = asked if reason is None else "fp16"
             decisions.append(Decision(point.name, asked, taken, reason or ""))
-    return decisions
+    chosen = {item.name: item.taken for item in decisions if item.taken in ASSIGNABLE}
+    read = read_rounded(points, chosen)
+    return [
+        Decision(item.name, item.asked, "fp16", NOT_ROUNDED)
+        if item.name in chosen and item.name not in read
+        else item
+        for item in decisions
+    ]
 
 
 def group_of(point: Point) -> str:
@@ -212,10 +224,13 @@ class _Search:
     def placement(self, chosen: frozenset[str], cost: Cost | None) -> Placement:
         taken = self.assignment(chosen)
         decisions = tuple(
-            Decision(name, asked, taken.get(name, "fp16"), self.reasons.get(name, ""))
+            Decision(name, asked, taken.get(name, "fp16"), self.reason(name, taken))
             for name, asked in self.candidates.items()
         )
         return Placement(decisions, self.base, cost, self.built)
+
+    def reason(self, name: str, taken: Mapping[str, str]) -> str:
+        return self.reasons.get(name, "" if name in taken else NOT_ROUNDED)
 
     def improve(
         self, chosen: frozenset[str], best: Cost | None
@@ -253,12 +268,14 @@ class _Search:
             self.reasons[name] = reason
 
     def assignment(self, chosen: frozenset[str]) -> dict[str, str]:
-        return {
+        taken = {
             name: self.candidates[name]
             for group in self.groups
             if group in chosen
             for name in self.groups[group]
         }
+        read = read_rounded(self.points.values(), taken)
+        return {name: kind for name, kind in taken.items() if name in read}
 
     def cost(self, chosen: frozenset[str]) -> Cost | None:
         reports = self.reports(chosen)

@@ -148,6 +148,9 @@ def readers_to_smooth(seen: Observations, tensor: str) -> list[Point]:
     """Return the linear layers that read a tensor, if nothing else does that could be quantized."""
     if tensor in seen.shared:
         return []
-    points = seen.points.values()
-    readers = [point for point in points if any(name == tensor for name, _ in point.operands)]
+    readers = [
+        point
+        for point in seen.points.values()
+        if point.op != "residual" and any(name == tensor for name, _ in point.operands)
+    ]
     return readers if all(point.op == "linear" for point in readers) else []

@@ -29,7 +29,7 @@ from singlecard.options import Options
 from singlecard.partition import divide
 from singlecard.placement import group_of
 from singlecard.precision.points import Point, points_of
-from singlecard.precision.quantize import quantize, refusal
+from singlecard.precision.quantize import ROUNDING, quantize, refusal
 from singlecard.precision.table import CalibrationTable
 from singlecard.precision.weights import Quantized
 from singlecard.report.measure import fresh_call
@@ -326,6 +326,7 @@ class _Searching:
             if not turn:
                 break
             low = budget
+        best, error = self.with_residuals(best, error)
         return Search(
             dataclasses.replace(self.work.table, assignment=self.whole(best)),
             error,
@@ -335,6 +336,28 @@ class _Searching:
             self.work.bytes_moved({}),
             self.work.bytes_moved(best),
         )
+
+    def with_residuals(
+        self, assignment: dict[str, str], error: float
+    ) -> tuple[dict[str, str], float]:
+        """Let additions read rounded values where products do, if that is cheaper and within."""
+        points = self.work.points
+        kinds = {
+            points[name].operands[0][0]: kind
+            for name, kind in assignment.items()
+            if kind in ROUNDING and points[name].op in ("linear", "convolution")
+        }
+        more = dict(assignment)
+        for point in points.values():
+            if point.op == "residual" and point.operands[0][0] in kinds:
+                more[point.name] = kinds[point.operands[0][0]]
+        if more == assignment:
+            return assignment, error
+        before, after = self.work.bytes_moved(assignment), self.work.bytes_moved(more)
+        met = self.work.error(more)
+        if met > self.tolerance or before is None or after is None or after >= before:
+            return assignment, error
+        return more, met
 
     def alone(self) -> list[Trial]:
         """Measure each op in each precision that it can have and that saves bytes, alone."""
@@ -354,7 +377,7 @@ class _Searching:
         able = {
             name: kind
             for name, point in points.items()
-            if refusal(point, kind, self.work.table) is None
+            if point.op != "residual" and refusal(point, kind, self.work.table) is None
         }
         groups: dict[str, list[str]] = {}
         for name in able:

@@ -78,7 +78,7 @@ NAMES = [
     *(
         f"layers.{layer}{op}"
         for layer in (0, 1)
-        for op in (".query:linear", ":attention", ".out:linear", ".out:linear.1")
+        for op in (".query:linear", ":attention", ".out:linear", ":residual", ".out:linear.1")
     ),
     "head:linear",
 ]

@@ -20,6 +20,8 @@ from singlecard.precision.table import CalibrationTable, TensorScale
 from singlecard.runtime.runners import eager_runner
 from tests.graphs import program_of
 
+ADD = torch.ops.aten.add.Tensor
+
 
 class Block(nn.Module):
     """Projections that share an input, attention, a residual, a feed-forward part."""
@@ -126,6 +128,39 @@ def test_attention_is_rounded_as_one(
     program = quantized(block, example, table, {"attention": "int8"})
     (node,) = [node for node in program.calls() if node.target is quantized_attention]
     assert len(node.args[8]) == 4 and all(step > 0 for step in node.args[8])
+
+
+@pytest.mark.parametrize("smoothing", [None, 0.5])
+def test_a_residual_adds_what_the_products_read(
+    block: Block, example: torch.Tensor, smoothing: float | None
+) -> None:
+    """Otherwise a plan writes the value twice, in FP16 and in INT8, and reads both."""
+    table = singlecard.calibrate(block, [example], smoothing=smoothing)
+    kinds = {"linear": "int8", "residual": "int8"}
+    with_residuals = quantized(block, example, table, kinds)
+    without = quantized(block, example, table, {"linear": "int8"})
+    sources = [
+        [node.args[0] for node in program.calls() if node.target == fake_quantize]
+        for program in (with_residuals, without)
+    ]
+    read = [
+        {reader for source in found for reader in source.users if reader.target == ADD}
+        for found in sources
+    ]
+    assert (len(sources[0]), len(read[0])) == (len(sources[1]), 0)
+    assert smoothing is not None or len(read[1]) == 2
+    expected = block(example)
+    error = relative(answer(with_residuals, example), expected)
+    assert relative(answer(without, example), expected) < error < 0.02
+
+
+def test_a_residual_that_no_product_rounds_stays(
+    block: Block, example: torch.Tensor, table: CalibrationTable
+) -> None:
+    """A kernel would round a value, and save nothing."""
+    program = quantized(block, example, table, {"residual": "int8"})
+    assert not [node for node in program.calls() if node.target == fake_quantize]
+    assert not [line for line in program.trace if "residual" in line]
 
 
 def test_convolutions_and_grouped_ones() -> None:

@@ -8,7 +8,7 @@ with other batch sizes, or with dynamic sizes, give the same names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import blake3
@@ -32,7 +32,8 @@ class Point:
     Attributes:
         name: see above.
         node: the op.
-        op: ``linear``, ``convolution``, ``product``, ``attention`` or ``embedding``.
+        op: ``linear``, ``convolution``, ``product``, ``attention``, ``embedding``, or ``residual``:
+            an addition of a value that a linear layer or a convolution before it reads too.
         operands: for each value that is computed at run time and would be quantized, its tensor's
             name and the value. Attention's last is the probabilities, which are no node: None.
         weight: the constant weight, or None.
@@ -57,9 +58,11 @@ def points_of(program: Program) -> tuple[Point, ...]:
     """Find the points of a Program that was simplified and is in its own precision still."""
     taken: dict[str, int] = {}
     tensors: dict[fx.Node, str] = {}
+    weighted: set[fx.Node] = set()
     found: list[Point] = []
     for node in program.calls():
-        kind = _kind(program, node)
+        residual = _residual(node, weighted)
+        kind = _kind(program, node) if residual is None else "residual"
         if kind is None:
             continue
         base = f"{module_path(node) or 'model'}:{kind}"
@@ -68,13 +71,16 @@ def points_of(program: Program) -> tuple[Point, ...]:
         name = f"{base}.{count}" if count else base
         roles = _ROLES[kind]
         operands: list[tuple[str, fx.Node | None]] = []
-        for role, value in zip(roles, node.args, strict=False):
+        read = node.args if residual is None else (residual,)
+        for role, value in zip(roles, read, strict=False):
             assert isinstance(value, fx.Node)
+            if kind in ("linear", "convolution"):
+                weighted.add(value)
             operands.append((tensors.setdefault(value, f"{name}/{role}"), value))
         weight = None
         if kind == "attention":
             operands.append((f"{name}/probabilities", None))
-        elif kind != "product":
+        elif kind not in ("product", "residual"):
             place = 0 if kind == "embedding" else 1
             weight = program.constant(node.args[place])  # type: ignore[arg-type]
         found.append(Point(name, node, kind, tuple(operands), weight))
@@ -105,7 +111,18 @@ _ROLES: dict[str, Sequence[str]] = {
     "product": ("first", "second"),
     "attention": ("query", "key", "value"),
     "embedding": (),
+    "residual": ("input",),
 }
+
+
+def _residual(node: fx.Node, weighted: Set[fx.Node]) -> fx.Node | None:
+    """Return the operand of an addition that a layer with weights has read before it."""
+    if node.target is not aten.add.Tensor or node.meta["val"].dtype not in _COMPUTED:
+        return None
+    first, second = node.args[:2]
+    if not isinstance(first, fx.Node) or not isinstance(second, fx.Node) or first is second:
+        return None
+    return next((value for value in (second, first) if value in weighted), None)
 
 
 def _kind(program: Program, node: fx.Node) -> str | None:

@@ -6,13 +6,15 @@ After:   linear(round(x), codes(W)) * gains + b
 A weight has one scale for the builder; what channels differ by is multiplied into the result, where
 it joins the kernel behind (`singlecard.precision.weights.by_gains`). Weights that read the same
 tensor share that scale, so that the builder still joins their products into one. A divisor moves
-range from a tensor to its weights before both are rounded. `docs/quantization.md` has the counts.
+range from a tensor to its weights before both are rounded. An addition that reads such a tensor
+too, a residual connection, reads it rounded: its unrounded form is then never written.
+`docs/quantization.md` has the counts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +73,19 @@ def _block(point: Point) -> int | None:
     return next((block for block in BLOCKS if point.weight.shape[1] % block == 0), None)
 
 
+def read_rounded(points: Iterable[Point], assignment: Mapping[str, str]) -> set[str]:
+    """Return the points of an assignment, less the residual operands that no product rounds."""
+    given = [point for point in points if point.name in assignment]
+    rounded = {
+        point.operands[0][0]
+        for point in given
+        if point.op in ("linear", "convolution") and assignment[point.name] in ROUNDING
+    }
+    return {
+        point.name for point in given if point.op != "residual" or point.operands[0][0] in rounded
+    }
+
+
 def quantize(
     program: Program,
     points: Sequence[Point],
@@ -115,10 +130,13 @@ class _Quantizer:
         instead: Mapping[tuple[str, str], torch.Tensor],
     ) -> None:
         self.program, self.table, self.known, self.instead = program, table, known, instead
-        self.points = [point for point in points if point.name in assignment]
+        taken = read_rounded(points, assignment)
+        self.points = [point for point in points if point.name in taken]
         self.assignment = assignment
         self.rounded: dict[tuple[str, str], fx.Node] = {}
         self.divided: dict[tuple[str, tuple[float, ...]], fx.Node] = {}
+        self.sources: dict[str, fx.Node] = {}
+        self.divisors: dict[str, torch.Tensor | None] = {}
 
     def run(self) -> None:
         shared = self.shared_ranges()
@@ -128,6 +146,8 @@ class _Quantizer:
                 self.attention(point, precision)
             elif point.op == "product":
                 self.product(point, precision)
+            elif point.op == "residual":
+                self.residual(point, precision)
             elif point.op == "embedding":
                 self.embedding(point, precision)
             else:
@@ -250,6 +270,17 @@ class _Quantizer:
             rounded = self.round(point.node, name, source, precision, None)
             point.node.update_arg(place, rounded)
 
+    def residual(self, point: Point, precision: str) -> None:
+        """Add what the products read, so that the value itself is never written."""
+        name, divisor = point.operands[0][0], self.divisors.get(point.operands[0][0])
+        node, rounded = point.node, self.rounded.get((name, precision))
+        if rounded is None:  # its products have another precision
+            return
+        if divisor is not None:
+            factor = self.constant(node, divisor.to(rounded.meta["val"].dtype))
+            rounded = self.call(node, aten.mul.Tensor, (rounded, factor))
+        node.replace_input_with(self.sources[name], rounded)
+
     def attention(self, point: Point, precision: str) -> None:
         node = point.node
         query, key, value, mask, causal, scale, shared, *rest = node.args
@@ -284,6 +315,7 @@ class _Quantizer:
     ) -> fx.Node:
         """Return a rounded value, made once for all that read it so."""
         if (name, kind) not in self.rounded:
+            self.sources[name], self.divisors[name] = source, divisor
             value = self.divide(node, name, source, divisor)
             scale = self.constant(node, torch.tensor(self.step(name, kind)))
             self.rounded[name, kind] = self.call(node, fake_quantize, (value, scale, kind))
