@@ -26,9 +26,12 @@ _TYPES = {"int8-weight": ("int8",), "int4-weight": ("int4",), "auto": ()}
 
 Execution = Literal["auto", "engine", "reference", "eager"]
 
+Build = Literal["now", "background", "never"]
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": get_args(Precision),
     "execution": get_args(Execution),
+    "build": get_args(Build),
 }
 
 
@@ -68,7 +71,19 @@ class Options:
         strict: raise instead of leaving a part of the model to eager PyTorch.
         demote_float64: compute the model's float64 parts in FP32, which engines have. Without it
             they stay in eager PyTorch.
+        build: ``"now"`` builds what the cache does not have before the first answer;
+            ``"background"`` answers in eager PyTorch meanwhile, and with engines once they are
+            ready; ``"never"`` runs what is cached, and the rest in eager PyTorch.
         cache_dir: folder of built engines. None: ``SINGLECARD_CACHE`` or the user's cache folder.
+        cache_limit_bytes: what the folder may hold; beyond it, engines that were not used for
+            longest are removed, but none that a process has open. None: ``SINGLECARD_CACHE_LIMIT``,
+            such as ``"20GB"``, or no limit.
+        remote_cache: a folder of engines that machines share, as fsspec writes it, such as
+            ``"s3://bucket/engines"``: asked for what ``cache_dir`` does not have, and given what is
+            built. None: ``SINGLECARD_REMOTE_CACHE``, or none.
+        signing_key: a file whose content is the secret that engines in ``remote_cache`` are signed
+            with; one without its signature is not loaded. None: ``SINGLECARD_SIGNING_KEY``, which
+            names a file, or none.
         min_block_size: an engine with fewer ops than this is left to eager PyTorch. None: where a
             graph is cut, engines that are not worth a call by an estimate; 1: none.
         exclude_ops: ops that stay in eager PyTorch, such as ``("aten.softmax",)``: by packet or by
@@ -91,7 +106,11 @@ class Options:
     execution: Execution = "auto"
     strict: bool = False
     demote_float64: bool = False
+    build: Build = "now"
     cache_dir: Path | None = None
+    cache_limit_bytes: int | None = None
+    remote_cache: str | None = None
+    signing_key: Path | None = None
     min_block_size: int | None = None
     exclude_ops: tuple[str, ...] = ()
     exclude_modules: tuple[str, ...] = ()
@@ -134,12 +153,18 @@ class Options:
         if "calibration" in values:
             values["calibration"] = _table(values["calibration"])
         _check_calibration(values.get("precision", "fp32"), values.get("calibration"))
-        if "cache_dir" in values:
-            if not isinstance(values["cache_dir"], (str, os.PathLike)):
-                raise OptionError(
-                    f"option cache_dir={values['cache_dir']!r} is not valid: it takes a folder"
-                )
-            values["cache_dir"] = Path(values["cache_dir"]).expanduser()
+        for key, what in (("cache_dir", "a folder"), ("signing_key", "a file")):
+            if key in values:
+                if not isinstance(values[key], (str, os.PathLike)):
+                    raise OptionError(
+                        f"option {key}={values[key]!r} is not valid: it takes {what}"
+                    )
+                values[key] = Path(values[key]).expanduser()
+        if not isinstance(values.get("remote_cache", ""), str):
+            raise OptionError(
+                f"option remote_cache={values['remote_cache']!r} is not valid: it takes an address "
+                "such as 's3://bucket/engines' or 'file:///shared/engines'"
+            )
         for key in ("exclude_ops", "exclude_modules", "keep_fp32"):
             if key in values:
                 values[key] = _names(key, values[key])
@@ -149,6 +174,7 @@ class Options:
             values["profiles"] = _spans(values["profiles"])
         _check_number(values, "min_block_size", 1)
         _check_number(values, "workspace_bytes", 1)
+        _check_number(values, "cache_limit_bytes", 0)
         for key in ("strict", "demote_float64", "sparse_weights"):
             if not isinstance(values.get(key, False), bool):
                 raise OptionError(f"option {key}={values[key]!r} is not valid: True or False")
