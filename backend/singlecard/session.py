@@ -43,6 +43,7 @@ from singlecard.precision.casts import lower_precision
 from singlecard.precision.demote import demote_float64
 from singlecard.precision.points import is_named, names_of, points_of
 from singlecard.precision.quantize import ROUNDING, quantize
+from singlecard.runtime.binding import binding_of
 from singlecard.runtime.engine import EngineRunner
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.ranged import in_range
@@ -151,7 +152,7 @@ class Session:
         graph.fallback = list(work.partition.fallback)
         graph.trace = program.trace
         self._tell(graph.fallback)
-        return Executable(program, work.steps)
+        return Executable.of(program, work.steps)
 
     def _finish(
         self,
@@ -306,13 +307,14 @@ class Session:
         if engine is not None:
             graph.engines.append(engine)
         instead = None if self.options.strict else eager_runner(program, segment)
+        binding = binding_of(lowered, segment)
         run: Runner
         if self.execution == "engine":
             assert engine is not None
-            run = EngineRunner(engine, lowered, segment)
+            run = EngineRunner(engine.plan, binding)
         else:
-            run = reference_runner(lowered, segment)
-        return segment, in_range(run, lowered, segment, instead)
+            run = reference_runner(lowered, binding)
+        return segment, in_range(run, binding, instead)
 
     def _engine(self, lowered: Lowered, segment: Segment) -> Engine:
         try:

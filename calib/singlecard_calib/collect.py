@@ -61,7 +61,7 @@ class Collecting(Session):
             insert(program, *watcher)
         partition = divide(program, lambda node: "it is calibrated", None)
         steps = [(segment, eager_runner(program, segment)) for segment in partition.segments]
-        return Executable(program, steps)
+        return Executable.of(program, steps)
 
     def _look_at(self, name: str, op: str) -> Callable[[torch.Tensor], None]:
         def look(value: torch.Tensor) -> None:

@@ -292,7 +292,7 @@ class _Again:
         quantize(program, points, assignment, work.table, work.known, work.instead)
         partition = divide(program, lambda node: "precisions are tried", None)
         steps = [(segment, eager_runner(program, segment)) for segment in partition.segments]
-        return Executable(program, steps)
+        return Executable.of(program, steps)
 
 
 class _Searching:

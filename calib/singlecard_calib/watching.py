@@ -63,7 +63,7 @@ class _Watching(Session):
             insert(program, value, self._look_at(name), (value,))
         partition = divide(program, lambda node: "it is watched", None)
         steps = [(segment, eager_runner(program, segment)) for segment in partition.segments]
-        return Executable(program, steps)
+        return Executable.of(program, steps)
 
     def _look_at(self, name: str) -> Callable[[torch.Tensor], None]:
         def look(value: torch.Tensor) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from singlecard.engine.build import Engine
-from singlecard.lowering.lower import Lowered, input_name, output_name
 from singlecard.network.executing import LoadedEngine
-from singlecard.partition import Segment
-from singlecard.runtime.runners import feeds_of, tensor_places
+from singlecard.runtime.binding import Binding, feeds_of
 
 
 class EngineRunner:
@@ -22,28 +20,17 @@ class EngineRunner:
         RuntimeFailure: from a call, with TensorRT's own words.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        lowered: Lowered,
-        segment: Segment,
-    ) -> None:
+    def __init__(self, plan: Path, binding: Binding) -> None:
         """Prepare to run; nothing is loaded yet.
 
         Args:
-            engine: the engine on disk.
-            lowered: the network it was built from.
-            segment: the ops it stands for.
+            plan: the file.
+            binding: how the engine is called.
         """
-        self.plan = engine.plan
-        self.feed = feeds_of(lowered, segment)
-        tensors = [input_name(index) for index in range(len(tensor_places(segment)))]
-        self.inputs = [*tensors, *lowered.extents]
-        self.outputs = [output_name(index) for index in range(len(lowered.outputs))]
-        self.in_place = {
-            self.outputs[output]: self.inputs[place] for output, place in lowered.in_place.items()
-        }
-        self.device: torch.device = segment.outputs[0].meta["val"].device
+        self.plan, self.device = plan, binding.device
+        self.feed = feeds_of(binding)
+        self.inputs, self.outputs = binding.input_names, binding.output_names
+        self.in_place = binding.shared_names
         self._loaded: dict[torch.device, LoadedEngine] = {}
         self._lock = threading.Lock()
 

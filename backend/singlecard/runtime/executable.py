@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx
 
 from singlecard.capture.program import Program
 from singlecard.capture.results import laid_out, view_again
 from singlecard.partition import Segment
 from singlecard.runtime.runners import Runner
+from singlecard.runtime.wiring import Slot, Wiring, map_slots, wiring_of
 
 
 def _version(tensor: torch.Tensor) -> tuple[int, int]:
@@ -26,21 +26,29 @@ def _memory(tensor: torch.Tensor) -> int:
 class Executable:
     """Calls with AOTAutograd's flat arguments; returns the flat results."""
 
-    def __init__(self, program: Program, steps: Sequence[tuple[Segment, Runner]]) -> None:
-        self._positions = program.positions
-        self._placeholders = program.placeholders
-        self._constants = {
-            node: program.constant(node) for node in program.graph.find_nodes(op="get_attr")
-        }
-        self._outputs = program.outputs
-        self._results = program.results
-        self._mutations = program.mutations
-        self._steps = [(segment, run, _retyped(segment, steps)) for segment, run in steps]
+    def __init__(
+        self, wiring: Wiring, runners: Sequence[Runner], weights: Sequence[torch.Tensor]
+    ) -> None:
+        """Prepare to run.
+
+        Args:
+            wiring: how segments hang together.
+            runners: for each step, what runs it.
+            weights: the tensors that were compiled in, in the order of ``wiring.frozen``.
+        """
+        self.wiring = wiring
+        self._steps = list(zip(wiring.steps, runners, strict=True))
         self._frozen = [
-            (place, tensor, _version(tensor)) for place, tensor in program.frozen.items()
+            (place, tensor, _version(tensor))
+            for place, tensor in zip(wiring.frozen, weights, strict=True)
         ]
-        self._kept = {_memory(item) for item in self._constants.values() if item is not None}
-        self._sizes = _size_evaluator(self._constants)
+        self._kept = {_memory(item.value) for item in wiring.constants.values()}
+
+    @classmethod
+    def of(cls, program: Program, steps: Sequence[tuple[Segment, Runner]]) -> Executable:
+        """Return what runs a Program that was cut into segments."""
+        wiring = wiring_of(program, [segment for segment, _ in steps])
+        return cls(wiring, [run for _, run in steps], list(program.frozen.values()))
 
     def is_current(self, args: Sequence[Any]) -> bool:
         """Tell whether the weights in ``args`` are the frozen ones, unchanged since."""
@@ -50,20 +58,22 @@ class Executable:
         )
 
     def __call__(self, args: Sequence[Any]) -> list[Any]:
-        values: dict[fx.Node, Any] = {
-            node: args[place]
-            for node, place in zip(self._placeholders, self._positions, strict=True)
+        wiring = self.wiring
+        values = {
+            slot: args[place]
+            for slot, place in zip(wiring.arguments, wiring.positions, strict=True)
         }
-        sizes = self._sizes(values)
-        for segment, run, retyped in self._steps:
-            given = [values[node] if node in values else sizes(node) for node in segment.inputs]
-            for place, dtype in retyped:
+        for step, run in self._steps:
+            given = [
+                values[slot] if slot in values else self._size(slot, values) for slot in step.inputs
+            ]
+            for place, dtype in step.types:
                 given[place] = given[place].to(dtype)
-            values.update(zip(segment.outputs, run(given), strict=True))
-        computed = [self._value(item, values, sizes) for item in self._outputs]
-        first, last = len(self._results), len(self._results) + len(self._mutations)
-        given = [values[node] for node in self._placeholders]
-        results = self._make_results(computed, given, computed[last:])
+            values.update(zip(step.outputs, run(given), strict=True))
+        computed = [self._value(item, values) for item in wiring.outputs]
+        first, last = len(wiring.results), len(wiring.results) + len(wiring.mutations)
+        arguments = [values[slot] for slot in wiring.arguments]
+        results = self._make_results(computed, arguments, computed[last:])
         self._write_back(args, computed[first:last])
         return results
 
@@ -74,7 +84,7 @@ class Executable:
         taken = {_memory(arg) for arg in given if isinstance(arg, torch.Tensor)} | self._kept
         owners: dict[int, torch.Tensor] = {}
         results = []
-        for value, result in zip(computed, self._results, strict=False):
+        for value, result in zip(computed, self.wiring.results, strict=False):
             if result.source is not None:
                 results.append(view_again(given[result.source], result.views, sizes))
                 continue
@@ -97,7 +107,7 @@ class Executable:
         """
         changes = [
             (args[place], value)
-            for place, value in zip(self._mutations, values, strict=True)
+            for place, value in zip(self.wiring.mutations, values, strict=True)
             if value is not args[place]
         ]
         written = {_memory(target) for target, _ in changes}
@@ -109,50 +119,21 @@ class Executable:
         for target, value in changes:
             target.copy_(value)
 
-    def _value(self, item: Any, values: dict[fx.Node, Any], sizes: Callable[[fx.Node], Any]) -> Any:
-        if not isinstance(item, fx.Node):
+    def _value(self, item: Any, values: dict[int, Any]) -> Any:
+        if not isinstance(item, Slot):
             return item
-        if item in self._constants:
-            constant = self._constants[item]
-            assert constant is not None
-            return constant.to(item.meta["val"].device)
-        return values[item] if item in values else sizes(item)
+        constant = self.wiring.constants.get(item.number)
+        if constant is not None:
+            return constant.value.to(constant.device)
+        number = item.number
+        return values[number] if number in values else self._size(number, values)
 
-
-def _retyped(
-    segment: Segment, steps: Sequence[tuple[Segment, Runner]]
-) -> list[tuple[int, torch.dtype]]:
-    """Return which inputs of a network PyTorch computes, and the types that the network takes.
-
-    Some kernels give another type than PyTorch says of them while a graph is captured, such as
-    those of batch norm for running statistics in FP16.
-    """
-    eager = {node for other, _ in steps if not other.lowered for node in other.outputs}
-    return [
-        (place, node.meta["val"].dtype)
-        for place, node in enumerate(segment.inputs)
-        if segment.lowered and node in eager and isinstance(node.meta["val"], torch.Tensor)
-    ]
-
-
-def _size_evaluator(
-    constants: dict[fx.Node, torch.Tensor | None],
-) -> Callable[[dict[fx.Node, Any]], Callable[[fx.Node], Any]]:
-    """Return what computes symbolic sizes of a call from the shapes of its inputs.
-
-    A size may also be the ``item()`` of a frozen buffer, where Dynamo captures scalars.
-    """
-
-    def for_call(values: dict[fx.Node, Any]) -> Callable[[fx.Node], Any]:
-        def evaluate(node: fx.Node) -> Any:
-            if node in constants:
-                return constants[node]
-            if node not in values:
-                args = fx.map_arg(node.args, evaluate)
-                kwargs = fx.map_arg(node.kwargs, evaluate)
-                values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-            return values[node]
-
-        return evaluate
-
-    return for_call
+    def _size(self, slot: int, values: dict[int, Any]) -> Any:
+        """Work out a size from the values of a call; it may be the item of a frozen buffer."""
+        if slot not in values:
+            if slot in self.wiring.constants:
+                return self.wiring.constants[slot].value
+            size = self.wiring.sizes[slot]
+            args = map_slots(size.args, lambda number: self._size(number, values))
+            values[slot] = size.target(*args)
+        return values[slot]

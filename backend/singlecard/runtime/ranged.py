@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from singlecard.errors import RuntimeFailure
-from singlecard.lowering.lower import Lowered, Profile, input_name
-from singlecard.partition import Segment
-from singlecard.runtime.runners import Runner, tensor_places
+from singlecard.lowering.lower import Profile
+from singlecard.runtime.binding import Binding
+from singlecard.runtime.runners import Runner
 
 log = logging.getLogger("singlecard")
 
@@ -24,18 +24,15 @@ def range_refusal(shapes: Mapping[str, Sequence[int]], profiles: Mapping[str, Pr
     return ""
 
 
-def in_range(run: Runner, lowered: Lowered, segment: Segment, instead: Runner | None) -> Runner:
+def in_range(run: Runner, binding: Binding, instead: Runner | None) -> Runner:
     """Return a runner that leaves to another what ``run`` cannot do, and says so once.
 
     Args:
         run: runs the network.
-        lowered: the network, with the ranges of its inputs.
-        segment: the ops it stands for.
+        binding: how it is called, with the ranges of its inputs.
         instead: runs the same ops in PyTorch; None raises instead.
     """
-    places: dict[str, int] = {
-        input_name(at): place for at, place in enumerate(tensor_places(segment))
-    }
+    places = dict(zip(binding.input_names, binding.tensors, strict=False))
     told: set[str] = set()
 
     def leave(reason: str, kind: str, values: Sequence[Any]) -> Sequence[Any]:
@@ -47,10 +44,10 @@ def in_range(run: Runner, lowered: Lowered, segment: Segment, instead: Runner | 
         return instead(values)
 
     def call(values: Sequence[Any]) -> Sequence[Any]:
-        if lowered.profiles:
+        if binding.profiles:
             shapes = {name: values[place].shape for name, place in places.items()}
-            shapes |= {name: (int(values[place]),) for name, place in lowered.extents.items()}
-            refusal = range_refusal(shapes, lowered.profiles)
+            shapes |= {name: (int(values[place]),) for name, place in binding.extents.items()}
+            refusal = range_refusal(shapes, binding.profiles)
             if refusal:
                 return leave(refusal, "range", values)
         try:

@@ -10,10 +10,11 @@ from torch import fx
 
 from singlecard.capture.program import Program
 from singlecard.capture.results import axis_order, laid_out
-from singlecard.lowering.lower import Lowered, input_name, output_name
+from singlecard.lowering.lower import Lowered
 from singlecard.partition import Segment
 from singlecard.passes.rule import BY_LAYOUT
 from singlecard.reference import evaluate
+from singlecard.runtime.binding import Binding, feeds_of
 
 aten = torch.ops.aten
 
@@ -21,37 +22,6 @@ _VIEWS = (aten.view.default, aten._unsafe_view.default)
 
 #: Takes the values of a segment's inputs, returns those of its outputs.
 Runner = Callable[[Sequence[Any]], Sequence[Any]]
-
-#: Tensors by the names of a network's inputs.
-Feeds = dict[str, torch.Tensor]
-
-
-def tensor_places(segment: Segment) -> list[int]:
-    """Return the places of a segment's tensors among its inputs; the others are sizes."""
-    return [
-        index
-        for index, node in enumerate(segment.inputs)
-        if isinstance(node.meta["val"], torch.Tensor)
-    ]
-
-
-def feeds_of(lowered: Lowered, segment: Segment) -> Callable[[Sequence[Any]], Feeds]:
-    """Return what puts the values of a segment's inputs under the names of a network's inputs.
-
-    A number becomes an empty-handed tensor of that length: engines take numbers by shapes alone.
-    """
-    places = {input_name(at): place for at, place in enumerate(tensor_places(segment))}
-    tensors = list(places.values())
-    device = segment.outputs[0].meta["val"].device
-
-    def feed(values: Sequence[Any]) -> Feeds:
-        where = values[tensors[0]].device if tensors else device
-        feeds = {name: values[place] for name, place in places.items()}
-        for name, place in lowered.extents.items():
-            feeds[name] = torch.empty(int(values[place]), dtype=torch.bool, device=where)
-        return feeds
-
-    return feed
 
 
 def eager_runner(program: Program, segment: Segment) -> Runner:
@@ -85,13 +55,13 @@ def eager_runner(program: Program, segment: Segment) -> Runner:
     return run
 
 
-def reference_runner(lowered: Lowered, segment: Segment) -> Runner:
+def reference_runner(lowered: Lowered, binding: Binding) -> Runner:
     """Run the arithmetic of the built network with PyTorch ops, on the inputs' device."""
-    feed = feeds_of(lowered, segment)
+    feed, names = feeds_of(binding), binding.output_names
 
     def run(values: Sequence[Any]) -> Sequence[Any]:
         feeds = {name: value.detach() for name, value in feed(values).items()}
         results = evaluate(lowered.net.definition, feeds)
-        return [results[output_name(index)] for index in range(len(lowered.outputs))]
+        return [results[name] for name in names]
 
     return run
