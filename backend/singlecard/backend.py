@@ -18,6 +18,7 @@ from singlecard.capture.aot import capture
 from singlecard.capture.spans import symbols_of
 from singlecard.errors import CaptureError, RuntimeFailure, SinglecardError
 from singlecard.options import Options
+from singlecard.recalled import Recall
 from singlecard.runtime.device import card_refusal, target_of
 from singlecard.session import Graph, Session
 from singlecard.warning import warn_once
@@ -57,13 +58,23 @@ def compile_graph(
         device = next(x.device for x in examples if isinstance(x, torch.Tensor) and x.is_cuda)
         chosen = dataclasses.replace(chosen, targets=(target_of(device),))
     session = Session(chosen, execution, build)
-    return compile_in(session, module, examples)
+    return compile_in(session, module, examples, remembers=build)
 
 
 def compile_in(
-    session: Session, module: fx.GraphModule, examples: Sequence[Any]
+    session: Session,
+    module: fx.GraphModule,
+    examples: Sequence[Any],
+    *,
+    remembers: bool = False,
 ) -> Callable[..., Any]:
     """Compile one graph of Dynamo's under a session; a graph that cannot be captured stays eager.
+
+    Args:
+        session: keeps what was compiled.
+        module: the graph.
+        examples: the tensors and sizes it was traced with.
+        remembers: look for what became of the same graph before, and keep what becomes of it now.
 
     Raises:
         SinglecardError: with ``strict=True``, whatever stands in the way.
@@ -71,7 +82,15 @@ def compile_in(
     try:
         with collection_paused(), _capture_timed(session):
             spans = symbols_of(module, session.options.profiles)
-            compiled = capture(module, examples, lambda program: session.compile(program, spans))
+
+            def captured(values: Sequence[Any]) -> Callable[..., Any]:
+                return capture(module, values, lambda program: session.compile(program, spans))
+
+            recall = Recall(session, module, examples, spans) if remembers else None
+            found = None if recall is None else recall.find(captured)
+            compiled = captured(examples) if found is None else found
+            if found is None and recall is not None and session.graphs:
+                recall.keep(session.graphs[-1])
     except TorchDynamoException:
         raise  # Dynamo's own way to start over
     except Exception as error:

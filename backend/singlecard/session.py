@@ -43,7 +43,8 @@ from singlecard.precision.casts import lower_precision
 from singlecard.precision.demote import demote_float64
 from singlecard.precision.points import is_named, names_of, points_of
 from singlecard.precision.quantize import ROUNDING, quantize
-from singlecard.runtime.binding import binding_of
+from singlecard.recipe import Recipe
+from singlecard.runtime.binding import Binding, binding_of
 from singlecard.runtime.engine import EngineRunner
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.ranged import in_range
@@ -70,11 +71,13 @@ class Graph:
 
     partition: Partition | None = None
     engines: list[Engine] = field(default_factory=list)
+    bindings: list[Binding] = field(default_factory=list)
     fallback: list[Fallback] = field(default_factory=list)
     placement: Placement | None = None
     trace: list[str] = field(default_factory=list)
     ops: int = 0
     lowered_ops: int = 0
+    recipe: Recipe | None = None
 
     @classmethod
     def left_out(cls, module: fx.GraphModule, reason: str) -> Graph:
@@ -152,7 +155,13 @@ class Session:
         graph.fallback = list(work.partition.fallback)
         graph.trace = program.trace
         self._tell(graph.fallback)
-        return Executable.of(program, work.steps)
+        executable = Executable.of(program, work.steps)
+        wiring, passed = executable.wiring, program.passed
+        if passed is not None and len(graph.engines) == len(work.steps) == 1:
+            if not wiring.constants:
+                (engine,), (binding,) = graph.engines, graph.bindings
+                graph.recipe = Recipe(wiring, engine.digest, binding, passed)
+        return executable
 
     def _finish(
         self,
@@ -183,6 +192,7 @@ class Session:
                 return _Work(partition, steps)
             except _Refused as error:
                 graph.engines.clear()
+                graph.bindings.clear()
                 refused.update(dict.fromkeys(error.nodes, error.reason))
 
     def _reason_of(self, node: fx.Node) -> str | None:
@@ -308,6 +318,7 @@ class Session:
             graph.engines.append(engine)
         instead = None if self.options.strict else eager_runner(program, segment)
         binding = binding_of(lowered, segment)
+        graph.bindings.append(binding)
         run: Runner
         if self.execution == "engine":
             assert engine is not None

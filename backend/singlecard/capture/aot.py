@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 from torch._decomp import core_aten_decompositions
+from torch._functorch._aot_autograd.schemas import OutputType, PlainTensorMeta
 from torch._functorch.aot_autograd import aot_module_simplified
+from torch._guards import TracingContext
 from torch.utils._python_dispatch import _disable_current_modes
 
 from singlecard.capture import ops
@@ -130,8 +132,13 @@ def capture(
     def inner(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         frozen = _frozen_values(gm, copy, static)
 
+        is_whole = len(examples) == len(example_inputs)
+        passed = _passed(TracingContext.try_get()) if is_whole else None
+
         def compile_weights(weights: dict[int, torch.Tensor]) -> Executable:
-            return compile_program(program_from_aot(gm, weights))
+            program = program_from_aot(gm, weights)
+            program.passed = passed
+            return compile_program(program)
 
         with _disable_current_modes():  # Dynamo calls inside a fake mode; weights are real
             variants = Variants(frozen, compile_weights, lambda args: list(gm(*args)), normalizes)
@@ -153,6 +160,31 @@ def capture(
             decompositions=table,
             keep_inference_input_mutations=True,
         )
+
+
+def _passed(context: TracingContext | None) -> tuple[tuple[int, int], ...] | None:
+    """Return which results are arguments; None if AOTAutograd does more around a call."""
+    about = None if context is None else context.fw_metadata
+    if about is None or not (
+        not about.tokens
+        and not about.num_intermediate_bases
+        and not about.num_graphsafe_rng_states
+        and not about.mutated_inp_runtime_indices
+        and not about.is_rng_op_functionalized
+        and all(item.output_type in _HANDED_OVER for item in about.output_info)
+        and all(isinstance(item, PlainTensorMeta) for item in about.subclass_inp_meta)
+        and all(isinstance(item, PlainTensorMeta) for item in about.subclass_fw_graph_out_meta)
+    ):
+        return None
+    return tuple(
+        (place, item.base_idx)
+        for place, item in enumerate(about.output_info)
+        if item.output_type is OutputType.is_input
+    )
+
+
+#: Results that AOTAutograd takes from the graph, or from the arguments, as they are.
+_HANDED_OVER = (OutputType.non_alias, OutputType.unsafe_view_alias, OutputType.is_input)
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

@@ -32,6 +32,9 @@ class Program:
         frozen: for each frozen tensor, its place in that list and the tensor it must be.
         mutations: for each output after the results, the place of the input it is written to.
         results: for each result, how it lies in memory.
+        trace: what the passes did.
+        passed: the results that AOTAutograd replaces by an argument, each with that argument's
+            place; None where it does more around a call than that.
     """
 
     module: fx.GraphModule
@@ -40,6 +43,7 @@ class Program:
     mutations: tuple[int, ...]
     results: tuple[Result, ...]
     trace: list[str] = field(default_factory=list)
+    passed: tuple[tuple[int, int], ...] | None = None
 
     @property
     def graph(self) -> fx.Graph:

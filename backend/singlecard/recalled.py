@@ -1,0 +1,148 @@
+"""The way of a graph that was compiled before, in this process or another, to its engines.
+
+What AOTAutograd does around a graph, such as making views of inputs again, is not part of a recipe:
+a graph that needs any of it, or whose capture taught Dynamo a guard, takes the long way always.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import fx
+from torch._guards import TracingContext, tracing
+
+from singlecard.capture.aot import is_frozen
+from singlecard.capture.fingerprint import fingerprint
+from singlecard.capture.plain import NotPlain
+from singlecard.capture.statistics import Statistics, has_batch_norm
+from singlecard.engine.cache import Cache, Entry
+from singlecard.engine.memory import recall, remember
+from singlecard.errors import RuntimeFailure
+from singlecard.recipe import Recipe, recipe_digest, recipe_from_plain, recipe_to_plain
+from singlecard.runtime.engine import EngineRunner
+from singlecard.runtime.executable import Executable
+from singlecard.runtime.ranged import in_range
+from singlecard.session import Graph, Session
+
+log = logging.getLogger("singlecard")
+
+#: Captures a graph anew, with these examples.
+Capture = Callable[[Sequence[Any]], Callable[..., Any]]
+
+
+class Recall:
+    """One graph of Dynamo's, to be looked up before it is captured."""
+
+    def __init__(
+        self,
+        session: Session,
+        module: fx.GraphModule,
+        examples: Sequence[Any],
+        spans: Mapping[Any, Any],
+    ) -> None:
+        self.session, self.module, self.examples = session, module, examples
+        self.cache = Cache(session.options.cache_dir)
+        with session.timed("fingerprint"):
+            found = fingerprint(module, examples)
+        self.digest = None if found is None else recipe_digest(found, session.options, spans)
+        self._learnt = _learnt()
+
+    def find(self, capture: Capture) -> Callable[..., Any] | None:
+        """Return what runs the graph, or None where it is not known or an engine is missing."""
+        if self.digest is None:
+            return None
+        with self.session.timed("recall"):
+            try:
+                recipe = recipe_from_plain(recall(self.cache, self.digest))
+            except NotPlain:
+                return None
+            entry = self.cache.find(recipe.digest)
+            if entry is None:
+                return None
+            if self.session.execution != "engine":
+                return self.module.forward
+            return Recalled(recipe, entry, self, capture)
+
+    def keep(self, graph: Graph) -> None:
+        """Remember what became of the graph, if it is such that the short way can say it."""
+        recipe = graph.recipe
+        if self.digest is None or recipe is None or self._learnt != _learnt():
+            return
+        with contextlib.suppress(NotPlain):
+            remember(self.cache, self.digest, recipe_to_plain(recipe))
+
+
+def _learnt() -> Any:
+    """Return what a capture may add to what Dynamo knows of sizes and arguments."""
+    context = TracingContext.try_get()
+    if context is None or context.fake_mode is None:
+        return None
+    shapes = context.fake_mode.shape_env
+    known: tuple[Any, ...] = ()
+    if shapes is not None:
+        known = (
+            len(shapes.guards),
+            dict(shapes.replacements),
+            dict(shapes.var_to_range),
+            sum(map(len, shapes.deferred_runtime_asserts.values())),
+        )
+    return known, len(context.guards_context.aotautograd_guards)
+
+
+class Recalled:
+    """Runs a graph's engine; captures the graph after all when its weights have changed."""
+
+    def __init__(self, recipe: Recipe, entry: Entry, recall: Recall, capture: Capture) -> None:
+        module, examples, wiring = recall.module, recall.examples, recipe.wiring
+        self._in_pytorch, self._capture = module.forward, capture
+        self._passed = recipe.passed
+        self._strict = recall.session.options.strict
+        placeholders = module.graph.find_nodes(op="placeholder")
+        # Weights come with every call: what varies is kept for another capture.
+        self._examples = [
+            None if is_frozen(node, example) else example
+            for node, example in zip(placeholders, examples, strict=True)
+        ]
+        weights = [examples[place] for place in wiring.frozen]
+        self._statistics = Statistics(weights if has_batch_norm(module.graph) else ())
+        self._context = TracingContext.try_get()
+        self._lock = threading.Lock()
+        self._captured: Callable[..., Any] | None = None
+        self._told: set[str] = set()
+        run = in_range(EngineRunner(entry.plan, recipe.binding), recipe.binding, None)
+        self._executable = Executable(wiring, [run], weights)
+
+    def __call__(self, *args: Any) -> Any:
+        if self._captured is None and self._is_current(args):
+            try:
+                results = self._executable(args)
+            except RuntimeFailure as error:
+                if self._strict:
+                    raise
+                if str(error) not in self._told:
+                    self._told.add(str(error))
+                    log.warning("%s: this graph runs in PyTorch", error)
+                return self._in_pytorch(*args)
+            for place, argument in self._passed:
+                results[place] = args[argument]
+            return results
+        with self._lock:
+            if self._captured is None:
+                self._captured = self._capture_anew(args)
+        return self._captured(*args)
+
+    def _is_current(self, args: Sequence[Any]) -> bool:
+        return self._executable.is_current(args) and self._statistics.are_current()
+
+    def _capture_anew(self, args: Sequence[Any]) -> Callable[..., Any]:
+        """Take the long way, as Dynamo would have gone it: its sizes have their symbols still."""
+        examples = [
+            arg if example is None else example
+            for arg, example in zip(args, self._examples, strict=True)
+        ]
+        with tracing(self._context):
+            return self._capture(examples)
