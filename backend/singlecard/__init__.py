@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from singlecard.background import wait_for_builds
     from singlecard.errors import (
         BuildError,
         CacheError,
@@ -50,6 +51,7 @@ _HOMES = {
     "round_weights": "singlecard_calib.weight_rounding",
     "search_precision": "singlecard_calib.search",
     "verify": "singlecard.report.verify",
+    "wait_for_builds": "singlecard.background",
     **dict.fromkeys(
         (
             "BuildError",
@@ -95,6 +97,7 @@ __all__ = [
     "round_weights",
     "search_precision",
     "verify",
+    "wait_for_builds",
 ]
 __version__ = "0.1.0"
 

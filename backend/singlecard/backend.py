@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import logging
 import time
@@ -14,8 +15,11 @@ import torch
 from torch import fx
 from torch._dynamo.exc import TorchDynamoException
 
+from singlecard.background import Pending
 from singlecard.capture.aot import capture
+from singlecard.capture.program import Program
 from singlecard.capture.spans import symbols_of
+from singlecard.capture.variants import Executable
 from singlecard.errors import CaptureError, RuntimeFailure, SinglecardError
 from singlecard.options import Options
 from singlecard.recalled import Recall
@@ -82,15 +86,22 @@ def compile_in(
     try:
         with collection_paused(), _capture_timed(session):
             spans = symbols_of(module, session.options.profiles)
+            recall = Recall(session, module, examples, spans) if remembers else None
+
+            def compile_program(program: Program) -> Executable:
+                executable = session.compile(program, spans)
+                if recall is not None:
+                    recall.keep(session.graphs[-1])
+                return executable
+
+            behind = session.options.build == "background" and session.execution != "reference"
+            later = functools.partial(Pending, compile_program=compile_program)
 
             def captured(values: Sequence[Any]) -> Callable[..., Any]:
-                return capture(module, values, lambda program: session.compile(program, spans))
+                return capture(module, values, later if behind else compile_program)
 
-            recall = Recall(session, module, examples, spans) if remembers else None
             found = None if recall is None else recall.find(captured)
             compiled = captured(examples) if found is None else found
-            if found is None and recall is not None and session.graphs:
-                recall.keep(session.graphs[-1])
     except TorchDynamoException:
         raise  # Dynamo's own way to start over
     except Exception as error:

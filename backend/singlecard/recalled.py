@@ -17,6 +17,7 @@ from torch._guards import TracingContext, tracing
 
 from singlecard.capture.aot import is_frozen
 from singlecard.capture.fingerprint import fingerprint
+from singlecard.capture.guards import Guards
 from singlecard.capture.plain import NotPlain
 from singlecard.capture.statistics import Statistics, has_batch_norm
 from singlecard.engine.cache import Cache, Entry
@@ -49,7 +50,7 @@ class Recall:
         with session.timed("fingerprint"):
             found = fingerprint(module, examples)
         self.digest = None if found is None else recipe_digest(found, session.options, spans)
-        self._learnt = _learnt()
+        self._guards = Guards()
 
     def find(self, capture: Capture) -> Callable[..., Any] | None:
         """Return what runs the graph, or None where it is not known or an engine is missing."""
@@ -70,27 +71,10 @@ class Recall:
     def keep(self, graph: Graph) -> None:
         """Remember what became of the graph, if it is such that the short way can say it."""
         recipe = graph.recipe
-        if self.digest is None or recipe is None or self._learnt != _learnt():
+        if self.digest is None or recipe is None or self._guards.have_changed():
             return
         with contextlib.suppress(NotPlain):
             remember(self.cache, self.digest, recipe_to_plain(recipe))
-
-
-def _learnt() -> Any:
-    """Return what a capture may add to what Dynamo knows of sizes and arguments."""
-    context = TracingContext.try_get()
-    if context is None or context.fake_mode is None:
-        return None
-    shapes = context.fake_mode.shape_env
-    known: tuple[Any, ...] = ()
-    if shapes is not None:
-        known = (
-            len(shapes.guards),
-            dict(shapes.replacements),
-            dict(shapes.var_to_range),
-            sum(map(len, shapes.deferred_runtime_asserts.values())),
-        )
-    return known, len(context.guards_context.aotautograd_guards)
 
 
 class Recalled:

@@ -33,6 +33,7 @@ from singlecard.partition.exclusion import exclusion
 from singlecard.passes import simplify
 from singlecard.placement import (
     ASSIGNABLE,
+    Decision,
     Placement,
     decide,
     place,
@@ -249,7 +250,12 @@ class Session:
             cache = Cache(options.cache_dir)
             digest = self._trials_digest(program, candidates, spans)
             placed = placement_from_dict(recall(cache, digest)) if digest else None
-            if placed is None:
+            if placed is None and options.build == "never":
+                words = "build='never', and no plans were compared before"
+                placed = Placement(
+                    tuple(Decision(name, kind, "fp16", words) for name, kind in candidates.items())
+                )
+            elif placed is None:
                 placed = place(points, candidates, build, cards_of(options.targets or ()), TRIALS)
                 if digest:
                     remember(cache, digest, placement_to_dict(placed))
@@ -333,6 +339,8 @@ class Session:
                 parts = key_parts(lowered, self.settings)
             with self.timed("build"):
                 cache = Cache(self.options.cache_dir)
+                if self.options.build == "never" and cache.find(key_digest(parts)) is None:
+                    raise _Refused(segment.nodes, "build='never', and its engine is not cached")
                 return get_engine(lowered, self.settings, cache, self.progress, parts)
         except (BuildError, LoweringError) as error:
             raise _Refused(segment.nodes, str(error)) from error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from singlecard.warning import warn_once
+from tests.backend.machine import Machine
 
 
 @pytest.fixture(autouse=True)
@@ -17,3 +19,9 @@ def fresh_dynamo() -> Iterator[None]:
     warn_once.cache_clear()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    with torch.no_grad():
+        yield Machine(tmp_path / "cache", monkeypatch)

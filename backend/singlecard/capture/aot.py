@@ -179,7 +179,7 @@ def _passed(context: TracingContext | None) -> tuple[tuple[int, int], ...] | Non
     return tuple(
         (place, item.base_idx)
         for place, item in enumerate(about.output_info)
-        if item.output_type is OutputType.is_input
+        if item.output_type is OutputType.is_input and item.base_idx is not None
     )
 
 

@@ -1,0 +1,99 @@
+"""Building behind a model that answers already: eager PyTorch until the engines are there."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import torch
+
+from singlecard.capture.guards import Guards
+from singlecard.capture.program import Program
+from singlecard.capture.variants import Executable as Runs
+from singlecard.partition import divide
+from singlecard.runtime.executable import Executable
+from singlecard.runtime.runners import eager_runner
+
+log = logging.getLogger("singlecard.build")
+
+_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+_building: set[Future[None]] = set()
+
+
+def wait_for_builds(timeout: float | None = None) -> bool:
+    """Wait until everything that ``build="background"`` began is ready, or has failed.
+
+    Args:
+        timeout: seconds to wait at most; None: as long as it takes.
+
+    Returns:
+        Whether all is done.
+    """
+    with _lock:
+        given = set(_building)
+    return not wait(given, timeout).not_done
+
+
+def _submit(work: Callable[[], None]) -> None:
+    """Run work after what was given before: one build at a time takes all cores already.
+
+    A process that ends waits for what was begun, and finds it built when it starts again.
+    """
+    global _pool
+    with _lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(1, "singlecard-build")
+        future = _pool.submit(work)
+        _building.add(future)
+    future.add_done_callback(_building.discard)
+
+
+#: Why an engine that was built for fewer sizes than its graph takes is not used.
+_NARROWED = 'building in the background narrowed the graph\'s sizes: build="now" can say so in time'
+
+
+class Pending:
+    """Runs a Program in PyTorch until it is compiled, from then on with its engines.
+
+    The exchange is one assignment: a call that runs meanwhile ends as it began.
+    """
+
+    def __init__(self, program: Program, compile_program: Callable[[Program], Runs]) -> None:
+        """Begin to compile.
+
+        Args:
+            program: as it was captured.
+            compile_program: makes what takes over, in another thread.
+        """
+        self._current: Runs = _in_pytorch(program.copy())
+        inference, guards = torch.is_inference_mode_enabled(), Guards()
+
+        def work() -> None:
+            try:
+                with torch.inference_mode(inference), torch.no_grad():
+                    compiled = compile_program(program)
+            except Exception as error:
+                log.warning("%s: this graph stays in PyTorch", error)
+                return
+            if guards.have_changed():  # Dynamo is done, and would not check what was found here
+                log.warning("%s: this graph stays in PyTorch", _NARROWED)
+            else:
+                self._current = compiled
+
+        _submit(work)
+
+    def is_current(self, args: Sequence[Any]) -> bool:
+        return self._current.is_current(args)
+
+    def __call__(self, args: Sequence[Any]) -> list[Any]:
+        return self._current(args)
+
+
+def _in_pytorch(program: Program) -> Executable:
+    partition = divide(program, lambda node: "its engine is being built", None)
+    steps = [(segment, eager_runner(program, segment)) for segment in partition.segments]
+    return Executable.of(program, steps)

@@ -1,0 +1,200 @@
+"""When engines are built: before the first answer, behind it, or never here."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import singlecard
+from singlecard import session
+from singlecard.errors import BuildError
+from singlecard.session import Session
+from tests.backend.machine import Evaluated, Machine
+
+X = torch.linspace(-1, 1, 12).reshape(3, 4)
+
+
+def model(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+
+
+class Counted(Evaluated):
+    calls = 0
+
+    def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
+        Counted.calls += 1
+        return super().__call__(values)
+
+
+@pytest.fixture
+def held_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Builds wait until the event is set."""
+    gate = threading.Event()
+    build = Session._engine
+
+    def waiting(self: Session, *args: Any) -> Any:
+        assert gate.wait(60)
+        return build(self, *args)
+
+    monkeypatch.setattr(Session, "_engine", waiting)
+    monkeypatch.setattr(session, "EngineRunner", Counted)
+    Counted.calls = 0
+    return gate
+
+
+def test_answers_come_before_the_engine_and_then_from_it(
+    machine: Machine, held_back: threading.Event
+) -> None:
+    """A service that restarts must not be silent for as long as a build takes."""
+    net = model()
+    call = machine.start(net, build="background")
+    torch.testing.assert_close(call(X), net(X))
+    assert not singlecard.wait_for_builds(0) and Counted.calls == 0
+    held_back.set()
+    assert singlecard.wait_for_builds(60)
+    torch.testing.assert_close(call(X), net(X))
+    assert Counted.calls == 1
+    machine.start(net, build="background")(X)
+    assert machine.captures == 1  # the next process has no need to wait
+
+
+def test_threads_get_whole_answers_while_engines_are_exchanged(
+    machine: Machine, held_back: threading.Event
+) -> None:
+    """An exchange in the middle of a call would mix two programs."""
+    net = model()
+    call, wrong = machine.start(net, build="background"), []
+    call(X)
+
+    def work(seed: int) -> None:
+        x = torch.full((3, 4), float(seed))
+        with torch.no_grad():
+            expected = net(x)
+            for turn in range(40):
+                if turn == 20 and seed == 0:
+                    held_back.set()
+                if not torch.allclose(call(x), expected, atol=1e-5):
+                    wrong.append((seed, turn))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert singlecard.wait_for_builds(60)
+    call(X)
+    assert not wrong and Counted.calls > 0
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.total: Tensor
+        self.register_buffer("total", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.total += x.sum(0)
+        return self.total * 2
+
+
+def test_state_goes_on_across_the_exchange(machine: Machine, held_back: threading.Event) -> None:
+    """A cache that PyTorch filled is the engine's cache."""
+    net, expected = Counting(), Counting()
+    call = machine.start(net, build="background")
+    for turn in range(4):
+        if turn == 2:
+            held_back.set()
+            assert singlecard.wait_for_builds(60)
+        torch.testing.assert_close(call(X), expected(X))
+        torch.testing.assert_close(net.total, expected.total)
+    assert Counted.calls == 2
+
+
+def test_weights_that_change_while_an_engine_is_built_are_noticed(
+    machine: Machine, held_back: threading.Event
+) -> None:
+    """The engine is of the old weights by then."""
+    net = model()
+    call = machine.start(net, build="background")
+    call(X)
+    net[0].weight.mul_(2)  # type: ignore[operator]
+    torch.testing.assert_close(call(X), net(X))
+    held_back.set()
+    assert singlecard.wait_for_builds(60)
+    torch.testing.assert_close(call(X), net(X))
+    assert Counted.calls == 1
+
+
+def test_a_build_that_fails_leaves_pytorch(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It fails in a thread that nobody looks at: the log must say so, and answers go on."""
+
+    def failing(*args: Any) -> Any:
+        raise BuildError("no memory for the builder")
+
+    monkeypatch.setattr(session, "get_engine", failing)
+    net = model()
+    call = machine.start(net, build="background")
+    with caplog.at_level(logging.WARNING, "singlecard"):
+        call(X)
+        assert singlecard.wait_for_builds(60)
+    assert "no memory for the builder" in caplog.text
+    torch.testing.assert_close(call(X), net(X))
+
+
+def test_sizes_that_vary_in_the_background(machine: Machine, held_back: threading.Event) -> None:
+    """Guards that are found after Dynamo is done are checked by nobody."""
+    net = model()
+    call = machine.start(net, dynamic=True, build="background")
+    call(X)
+    held_back.set()
+    assert singlecard.wait_for_builds(60)
+    for rows in (2, 5):
+        x = torch.ones(rows, 4)
+        torch.testing.assert_close(call(x), net(x))
+    assert Counted.calls == 2
+
+
+def test_never_builds_nothing(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    """Where CI builds, a production machine that begins to build hides that CI did not."""
+    net = model()
+    with caplog.at_level(logging.WARNING, "singlecard"):
+        torch.testing.assert_close(machine.start(net, build="never")(X), net(X))
+    assert "build='never', and its engine is not cached" in caplog.text
+    assert not list(machine.folder.rglob("engine.plan"))
+    machine.start(net)(X)
+    Counted.calls = 0
+
+
+def test_never_uses_what_is_there(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, held_back: threading.Event
+) -> None:
+    """``never`` is for machines that find what was built elsewhere."""
+    net = model()
+    held_back.set()
+    machine.start(net)(X)
+    monkeypatch.setattr("singlecard.recipe._own_digest", lambda: "no recipe is known")
+    Counted.calls = 0
+    torch.testing.assert_close(machine.start(net, build="never")(X), net(X))
+    assert Counted.calls == 1
+
+
+def test_never_compares_no_plans(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Placing INT8 builds dozens of plans: minutes, on a machine that was to build nothing."""
+    net = model()
+    table = singlecard.calibrate(net, [X])
+
+    def building(*args: Any) -> Any:
+        raise AssertionError("a plan was built")
+
+    monkeypatch.setattr(session, "trial_report", building)
+    options: dict[str, Any] = {"precision": "int8", "calibration": table, "build": "never"}
+    torch.testing.assert_close(machine.start(net, **options)(X), net(X), rtol=1e-2, atol=1e-2)
