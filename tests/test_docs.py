@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
         "README.md",
         "docs/calibration.md",
         "docs/errors.md",
+        "docs/observing.md",
         "docs/quantization.md",
         "docs/quantized_models.md",
     ],

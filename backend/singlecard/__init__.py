@@ -8,6 +8,7 @@ that INT8 and FP8 need.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         SinglecardError,
         TargetError,
     )
+    from singlecard.observe import Counters, counters, set_logs
     from singlecard.options import Options
     from singlecard.precision.table import CalibrationTable
     from singlecard.report.explain import Explanation, explain
@@ -39,17 +41,20 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CalibrationTable": "singlecard.precision.table",
+    "Counters": "singlecard.observe",
     "Explanation": "singlecard.report.explain",
     "Options": "singlecard.options",
     "SinglecardWarning": "singlecard.warning",
     "VerifyReport": "singlecard.report.verify",
     "calibrate": "singlecard_calib.calibrate",
     "calibrating": "singlecard_calib.calibrate",
+    "counters": "singlecard.observe",
     "explain": "singlecard.report.explain",
     "merge_tables": "singlecard_calib.merge",
     "prune": "singlecard_calib.pruning",
     "round_weights": "singlecard_calib.weight_rounding",
     "search_precision": "singlecard_calib.search",
+    "set_logs": "singlecard.observe",
     "verify": "singlecard.report.verify",
     "wait_for_builds": "singlecard.background",
     **dict.fromkeys(
@@ -77,6 +82,7 @@ __all__ = [
     "CalibrationError",
     "CalibrationTable",
     "CaptureError",
+    "Counters",
     "EvaluationError",
     "Explanation",
     "FlavourError",
@@ -91,11 +97,13 @@ __all__ = [
     "VerifyReport",
     "calibrate",
     "calibrating",
+    "counters",
     "explain",
     "merge_tables",
     "prune",
     "round_weights",
     "search_precision",
+    "set_logs",
     "verify",
     "wait_for_builds",
 ]
@@ -107,3 +115,9 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'singlecard' has no attribute {name!r}")
+
+
+if os.environ.get("SINGLECARD_LOGS"):
+    from singlecard.observe.topics import read_environment
+
+    read_environment()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,13 +20,15 @@ from singlecard.capture.program import Program
 from singlecard.capture.spans import symbols_of
 from singlecard.capture.variants import Executable
 from singlecard.errors import CaptureError, RuntimeFailure, SinglecardError
+from singlecard.observe import events
+from singlecard.observe.topics import topic
 from singlecard.options import Options
 from singlecard.recalled import Recall
 from singlecard.runtime.device import card_refusal, target_of
 from singlecard.session import Graph, Session
 from singlecard.warning import warn_once
 
-log = logging.getLogger("singlecard")
+log = topic("capture")
 
 
 def compile_graph(
@@ -95,7 +96,15 @@ def compile_in(
                 return executable
 
             behind = session.options.build == "background" and session.execution != "reference"
-            later = functools.partial(Pending, compile_program=compile_program)
+
+            def compile_behind(program: Program) -> Executable:
+                executable = compile_program(program)
+                for engine in session.graphs[-1].engines:
+                    if engine.built:
+                        events.record_background_build(engine.digest)
+                return executable
+
+            later = functools.partial(Pending, compile_program=compile_behind)
 
             def captured(values: Sequence[Any]) -> Callable[..., Any]:
                 return capture(module, values, later if behind else compile_program)

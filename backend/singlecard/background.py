@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -13,11 +12,12 @@ import torch
 from singlecard.capture.guards import Guards
 from singlecard.capture.program import Program
 from singlecard.capture.variants import Executable as Runs
+from singlecard.observe.topics import topic
 from singlecard.partition import divide
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.runners import eager_runner
 
-log = logging.getLogger("singlecard.build")
+log = topic("capture")
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None

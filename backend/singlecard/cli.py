@@ -1,8 +1,8 @@
 """The command line: the verbs of the library from a shell.
 
 Exit status: 0 done; 1 the answer is no (``verify`` found another answer, ``build`` no engine,
-``cache verify`` a damaged one, ``doctor`` that nothing can be built); 2 the input is bad; 3 an
-error of singlecard's own.
+or a job of a build file failed, ``cache verify`` a damaged one, ``cache explain`` that one is
+missing, ``doctor`` that nothing can be built); 2 the input is bad; 3 an error of singlecard's own.
 """
 
 from __future__ import annotations

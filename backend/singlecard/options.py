@@ -156,9 +156,7 @@ class Options:
         for key, what in (("cache_dir", "a folder"), ("signing_key", "a file")):
             if key in values:
                 if not isinstance(values[key], (str, os.PathLike)):
-                    raise OptionError(
-                        f"option {key}={values[key]!r} is not valid: it takes {what}"
-                    )
+                    raise OptionError(f"option {key}={values[key]!r} is not valid: it takes {what}")
                 values[key] = Path(values[key]).expanduser()
         if not isinstance(values.get("remote_cache", ""), str):
             raise OptionError(

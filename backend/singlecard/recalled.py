@@ -7,7 +7,6 @@ a graph that needs any of it, or whose capture taught Dynamo a guard, takes the 
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,16 +19,19 @@ from singlecard.capture.fingerprint import fingerprint
 from singlecard.capture.guards import Guards
 from singlecard.capture.plain import NotPlain
 from singlecard.capture.statistics import Statistics, has_batch_norm
-from singlecard.engine.cache import Cache, Entry
+from singlecard.engine.build import find_entry
+from singlecard.engine.cache import Entry
 from singlecard.engine.memory import recall, remember
 from singlecard.errors import RuntimeFailure
+from singlecard.observe import events
+from singlecard.observe.topics import topic
 from singlecard.recipe import Recipe, recipe_digest, recipe_from_plain, recipe_to_plain
 from singlecard.runtime.engine import EngineRunner
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.ranged import in_range
 from singlecard.session import Graph, Session
 
-log = logging.getLogger("singlecard")
+log = topic("runtime")
 
 #: Captures a graph anew, with these examples.
 Capture = Callable[[Sequence[Any]], Callable[..., Any]]
@@ -46,7 +48,6 @@ class Recall:
         spans: Mapping[Any, Any],
     ) -> None:
         self.session, self.module, self.examples = session, module, examples
-        self.cache = Cache(session.options.cache_dir)
         with session.timed("fingerprint"):
             found = fingerprint(module, examples)
         self.digest = None if found is None else recipe_digest(found, session.options, spans)
@@ -58,12 +59,13 @@ class Recall:
             return None
         with self.session.timed("recall"):
             try:
-                recipe = recipe_from_plain(recall(self.cache, self.digest))
+                recipe = recipe_from_plain(recall(self.session.cache, self.digest))
             except NotPlain:
                 return None
-            entry = self.cache.find(recipe.digest)
+            entry = find_entry(recipe.digest, self.session.cache, self.session.remote)
             if entry is None:
                 return None
+            events.record_hit(recipe.digest, entry.size)
             if self.session.execution != "engine":
                 return self.module.forward
             return Recalled(recipe, entry, self, capture)
@@ -74,7 +76,7 @@ class Recall:
         if self.digest is None or recipe is None or self._guards.have_changed():
             return
         with contextlib.suppress(NotPlain):
-            remember(self.cache, self.digest, recipe_to_plain(recipe))
+            remember(self.session.cache, self.digest, recipe_to_plain(recipe))
 
 
 class Recalled:
@@ -97,7 +99,7 @@ class Recalled:
         self._lock = threading.Lock()
         self._captured: Callable[..., Any] | None = None
         self._told: set[str] = set()
-        run = in_range(EngineRunner(entry.plan, recipe.binding), recipe.binding, None)
+        run = in_range(EngineRunner(entry.plan, recipe.binding, entry), recipe.binding, None)
         self._executable = Executable(wiring, [run], weights)
 
     def __call__(self, *args: Any) -> Any:

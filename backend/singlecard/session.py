@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,18 +15,27 @@ from torch import fx
 
 from singlecard.capture.program import Program
 from singlecard.capture.spans import Triple
-from singlecard.engine.build import Engine, get_engine, key_digest, key_parts, trial_report
+from singlecard.engine.build import (
+    Engine,
+    find_engine,
+    get_engine,
+    key_digest,
+    key_parts,
+    trial_report,
+)
 from singlecard.engine.cache import Cache
 from singlecard.engine.cards import cards_of
 from singlecard.engine.cost import LAUNCH
 from singlecard.engine.memory import recall, remember
 from singlecard.engine.plan_report import PlanReport
+from singlecard.engine.remote import RemoteTier
 from singlecard.errors import BuildError, LoweringError
 from singlecard.lowering.call import op_name
 from singlecard.lowering.cards import target_refusal
 from singlecard.lowering.lower import Lowered, NodeRefused, lower
 from singlecard.lowering.table import refusal
 from singlecard.network.building import BuildSettings, Progress
+from singlecard.observe.topics import topic
 from singlecard.options import QUANTIZED, Options, types_of
 from singlecard.partition import Fallback, Partition, Segment, divide
 from singlecard.partition.exclusion import exclusion
@@ -51,8 +60,6 @@ from singlecard.runtime.executable import Executable
 from singlecard.runtime.ranged import in_range
 from singlecard.runtime.runners import Runner, eager_runner, reference_runner
 from singlecard.targets import check_types
-
-log = logging.getLogger("singlecard")
 
 
 def low_type(precision: str) -> torch.dtype | None:
@@ -127,6 +134,25 @@ class Session:
             options.workspace_bytes,
             options.sparse_weights,
         )
+
+    @functools.cached_property
+    def cache(self) -> Cache:
+        """The engines on this machine.
+
+        Raises:
+            OptionError: ``SINGLECARD_CACHE_LIMIT`` is no size.
+        """
+        options = self.options
+        return Cache(options.cache_dir, options.cache_limit_bytes, fallback=not options.strict)
+
+    @functools.cached_property
+    def remote(self) -> RemoteTier | None:
+        """The engines that machines share.
+
+        Raises:
+            OptionError: its address or its key cannot be used.
+        """
+        return RemoteTier.of(self.options)
 
     def compile(
         self, program: Program, spans: Mapping[sympy.Symbol, Triple] | None = None
@@ -243,11 +269,11 @@ class Session:
                 networks = self._networks(program.copy(), assignment, spans)
                 return [trial_report(lowered, self.settings) for lowered in networks]
             except (BuildError, LoweringError) as error:
-                log.debug("a trial does not build: %s", error)
+                topic("placement").debug("a trial does not build: %s", error)
                 return None
 
         with self.timed("placement"):
-            cache = Cache(options.cache_dir)
+            cache = self.cache
             digest = self._trials_digest(program, candidates, spans)
             placed = placement_from_dict(recall(cache, digest)) if digest else None
             if placed is None and options.build == "never":
@@ -320,15 +346,16 @@ class Session:
         except Exception as error:
             raise _Refused(segment.nodes, _fault("lowering", error)) from error
         engine = self._engine(lowered, segment) if self.build else None
-        if engine is not None:
-            graph.engines.append(engine)
+        held = None if engine is None else engine.entry
+        if engine is not None:  # what runs the engine holds it: who only builds lets go
+            graph.engines.append(dataclasses.replace(engine, entry=None))
         instead = None if self.options.strict else eager_runner(program, segment)
         binding = binding_of(lowered, segment)
         graph.bindings.append(binding)
         run: Runner
         if self.execution == "engine":
             assert engine is not None
-            run = EngineRunner(engine.plan, binding)
+            run = EngineRunner(engine.plan, binding, held)
         else:
             run = reference_runner(lowered, binding)
         return segment, in_range(run, binding, instead)
@@ -338,10 +365,14 @@ class Session:
             with self.timed("digest"):
                 parts = key_parts(lowered, self.settings)
             with self.timed("build"):
-                cache = Cache(self.options.cache_dir)
-                if self.options.build == "never" and cache.find(key_digest(parts)) is None:
-                    raise _Refused(segment.nodes, "build='never', and its engine is not cached")
-                return get_engine(lowered, self.settings, cache, self.progress, parts)
+                cache, remote = self.cache, self.remote
+                if self.options.build == "never":
+                    engine = find_engine(parts, cache, remote)
+                    if engine is None:
+                        words = "build='never', and its engine is not cached"
+                        raise _Refused(segment.nodes, words)
+                    return engine
+                return get_engine(lowered, self.settings, cache, self.progress, parts, remote)
         except (BuildError, LoweringError) as error:
             raise _Refused(segment.nodes, str(error)) from error
 
@@ -355,7 +386,7 @@ class Session:
     def _tell(self, fallback: Sequence[Fallback]) -> None:
         """Log once what stays in PyTorch."""
         for reason in dict.fromkeys(item.reason for item in fallback):
-            log.warning("%s: this part stays in PyTorch", reason)
+            topic("partition").warning("%s: this part stays in PyTorch", reason)
 
 
 def _stays(node: fx.Node, reason_of: Callable[[fx.Node], str | None]) -> bool:

@@ -25,7 +25,8 @@ NETWORKS: dict[Path, Lowered] = {}
 class Evaluated:
     """Stands in for an engine on a card: the arithmetic of the network that its plan is of."""
 
-    def __init__(self, plan: Path, binding: Binding) -> None:
+    def __init__(self, plan: Path, binding: Binding, held: object) -> None:
+        self.held = held
         self.run = reference_runner(NETWORKS[plan], binding)
 
     def __call__(self, values: Sequence[Any]) -> Sequence[Any]:

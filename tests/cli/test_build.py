@@ -29,7 +29,7 @@ def test_it_says_what_it_built_and_where(command: Any, model: Model, tmp_path: P
     (engine,) = done.document["engines"]
     assert engine["built"] and engine["seconds"] > 0 and engine["kernels"] >= 1
     plan = Path(engine["plan"])
-    assert plan.parent.parent == tmp_path and plan.stat().st_size == engine["engine_bytes"]
+    assert plan.is_relative_to(tmp_path) and plan.stat().st_size == engine["engine_bytes"]
     assert done.document["targets"] == "sm86,sm89"
     (entry,) = Cache(tmp_path).entries()
     assert entry.digest == engine["digest"] and entry.manifest["key"]["targets"] == "sm86,sm89"
@@ -167,6 +167,114 @@ def test_what_the_model_prints_stays_out_of_the_answer(
     done = command("build", model("talkative"), "--cache-dir", tmp_path, "--json")
     assert done.document["coverage"] == 1.0
     assert "loading the model" in done.err
+
+
+def test_precisions_are_built_one_after_the_other(
+    command: Any, model: Model, tmp_path: Path
+) -> None:
+    """A team that ships FP32 and FP16 would call the command twice, and load the model twice."""
+    given = ("--precision", "fp32,fp16", "--cache-dir", tmp_path)
+    done = command("build", model("small"), *given, "--json")
+    assert done.status == 0
+    assert [built["precision"] for built in done.document["builds"]] == ["fp32", "fp16"]
+    digests = [engine["digest"] for built in done.document["builds"] for engine in built["engines"]]
+    assert len(set(digests)) == 2
+    assert {entry.digest for entry in Cache(tmp_path).entries()} == set(digests)
+    again = command("build", model("small"), *given)
+    assert all(digest[:12] in again.out for digest in digests)
+    assert command("build", model("not_lowered"), *given).status == 1
+
+
+def test_a_calibration_table_goes_to_the_precisions_that_take_one(
+    command: Any, model: Model, tmp_path: Path
+) -> None:
+    """``--precision fp32,int8 --calibration`` would be refused for FP32's sake."""
+    table = tmp_path / "table.json"
+    command("calibrate", model("small"), "--out", table)
+    given = ("--calibration", table, "--cache-dir", tmp_path / "cache")
+    assert command("build", model("small"), "--precision", "fp32,int8", *given).status == 0
+    refused = command("build", model("small"), "--precision", "fp32,bf16", *given)
+    assert refused.status == 2 and "calibration" in refused.err
+
+
+def test_torch_compile_finds_what_was_built_for_a_range(
+    command: Any, model: Model, tmp_path: Path
+) -> None:
+    """The card's machine would build again for its first batch, whatever its size."""
+    given = ("--targets", "sm89", "--cache-dir", tmp_path, "--shapes")
+    done = command("build", model("small"), *given, "input=1:8:32", "--json")
+    (engine,) = done.document["engines"]
+    assert "size of 1" in done.document["remarks"][0]
+    one = command("build", model("small"), *given, "input=1", "--json").document
+    (single,) = one["engines"]
+    assert one["remarks"] == []
+
+    module = load_model(model("small")).module
+    options = {
+        "targets": ("sm89",),
+        "cache_dir": tmp_path,
+        "execution": "reference",
+        "profiles": {0: {0: (1, 8, 32)}},
+    }
+    compiled = torch.compile(module, backend=compile_graph, options=options)
+    with torch.inference_mode():
+        for batch in (3, 32, 1):
+            x = torch.ones(batch, 8)
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+            assert torch.allclose(compiled(x), module(x), atol=1e-5)
+    found = {entry.digest for entry in Cache(tmp_path).entries()}
+    assert found == {engine["digest"], single["digest"]}
+
+
+def test_shapes_reach_a_pt2_file(command: Any, model: Model, tmp_path: Path) -> None:
+    """The ranges of an export are as wide as the model; an engine is for what is served."""
+    loaded = load_model(model("small"))
+    shapes = ({0: torch.export.Dim("batch", min=2, max=16)},)
+    program = torch.export.export(loaded.module, loaded.args, dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "dynamic.pt2")
+    given = ("build", tmp_path / "dynamic.pt2", "--cache-dir", tmp_path / "cache", "--shapes")
+    assert command(*given, "input=2:4:8").status == 0
+    (entry,) = Cache(tmp_path / "cache").entries()
+    assert "((2, 8), (4, 8), (8, 8))" in entry.manifest["key"]["profiles"]
+    refused = command(*given, "input=2:4:17")
+    assert refused.status == 2 and "at most 16" in refused.err
+
+
+def test_shapes_that_the_model_does_not_take(command: Any, model: Model, tmp_path: Path) -> None:
+    """PyTorch's own words speak of constraints and of ``L['args'][0]``."""
+    build = ("build", model("small"), "--cache-dir", tmp_path, "--shapes")
+    for shapes, words in {
+        "inptu=1:2:4": ["'inptu'", "did you mean 'input'?"],
+        "input=1:2:4,8,3": ["3 axes", "[2, 8]"],
+        "input=2,2:4:6": ["plain PyTorch", "input=2,2:4:6"],
+        "input=2,2:8:16": ["axis 1 of input input vary", "constant (8)"],
+        "input=4:2:1": ["4:2:1", "smallest <= usual <= largest"],
+    }.items():
+        done = command(*build, shapes)
+        assert done.status == 2, shapes
+        for word in words:
+            assert word in done.err
+
+
+def test_arguments_of_one_model_and_of_many_stay_apart(
+    command: Any, model: Model, tmp_path: Path
+) -> None:
+    """An argument that is not looked at looks like one that was."""
+    file = tmp_path / "build.toml"
+    file.write_text(f'cache_dir = "cache"\n[[model]]\nmodel = "{model("small")}"\n')
+    for arguments, words in {
+        ("build", file, "--precision", "fp16"): ["--precision", "build.toml"],
+        ("build", file, "--strict"): ["--strict", "build.toml"],
+        ("build", file, "--shapes", "input=2"): ["--shapes", "build.toml"],
+        ("build", file, "--workers", "0"): ["--workers", ">= 1"],
+        ("build", model("small"), "--workers", "2"): ["--workers", ".toml"],
+        ("build", model("small"), "--dry-run"): ["--dry-run", ".toml"],
+    }.items():
+        done = command(*arguments)
+        assert done.status == 2, arguments
+        for word in words:
+            assert word in done.err
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_table_names_engine_targets_and_file(

@@ -106,3 +106,100 @@ def test_a_file_in_the_folders_place_is_named(command: Any, tmp_path: Path) -> N
     (tmp_path / "file").touch()
     done = command("cache", "list", "--cache-dir", tmp_path / "file")
     assert done.status == 2 and "is not a folder" in done.err and "--cache-dir" in done.err
+
+
+def test_list_tells_a_program_all_that_it_needs(command: Any, filled: Path) -> None:
+    """A script that looks after the cache must not read the files of its format."""
+    document = command("cache", "list", "--cache-dir", filled, "--json").document
+    for item in document["engines"]:
+        assert item["bytes"] == Path(item["plan"]).stat().st_size
+        assert 0 < item["created"] <= item["last_used"] + 1
+        assert item["key"]["network.inputs"] == "float32[2,8]"
+    first, second = document["engines"]
+    assert first["key"]["network"] == second["key"]["network"]
+
+
+def test_explain_says_that_an_engine_is_there(command: Any, model: Model, filled: Path) -> None:
+    """Before a deployment: status 0 means that a start on the card builds nothing."""
+    given = ("--cache-dir", filled, "--targets", "sm86,sm89")
+    done = command("cache", "explain", model("small"), *given, "--json")
+    assert done.status == 0
+    (engine,) = done.document["engines"]
+    assert engine["cached"] and engine["nearest"] is None and engine["differences"] == []
+    assert engine["digest"] in {entry.digest for entry in Cache(filled).entries()}
+    assert "1 of 1 engines of" in command("cache", "explain", model("small"), *given).out
+
+
+def test_explain_names_what_differs(command: Any, model: Model, filled: Path) -> None:
+    """A run that builds although the cache is full: what is other, an option or the model?"""
+    (nearest,) = [
+        entry.digest for entry in Cache(filled).entries() if entry.manifest["key"]["tf32"] == "True"
+    ]
+    given = ("--cache-dir", filled, "--targets", "sm120", "--precision", "tf32")
+    done = command("cache", "explain", model("small"), *given, "--json")
+    assert done.status == 1
+    (engine,) = done.document["engines"]
+    assert not engine["cached"] and engine["nearest"] == nearest
+    assert engine["differences"] == [{"part": "targets", "here": "sm120", "there": "sm89"}]
+    assert engine["reason"] == f"targets differ from the nearest entry {nearest[:12]}"
+    shown = command("cache", "explain", model("small"), *given).out
+    assert engine["reason"] in shown and "sm120" in shown and nearest[:12] in shown
+    assert len(Cache(filled).entries()) == 2  # nothing was built
+
+
+def test_explain_takes_the_shapes_of_a_build(command: Any, model: Model, tmp_path: Path) -> None:
+    """Without them it would explain another engine than the one that is missing."""
+    given = ("--cache-dir", tmp_path, "--shapes", "0=1:4:16")
+    command("build", model("small"), *given)
+    assert command("cache", "explain", model("small"), *given).status == 0
+    given = ("--cache-dir", tmp_path, "--shapes", "0=1:4:32")
+    (engine,) = command("cache", "explain", model("small"), *given, "--json").document["engines"]
+    (difference,) = engine["differences"]
+    assert difference["part"] == "profiles"
+    assert "(32, 8)" in difference["here"] and "(16, 8)" in difference["there"]
+
+
+def test_explain_shows_only_the_inputs_that_differ(
+    command: Any, model: Model, tmp_path: Path
+) -> None:
+    """A decoder has a hundred inputs, and one of them has another type."""
+    given = ("--cache-dir", tmp_path, "--shapes")
+    command("build", model("with_kwargs"), *given, "0=2,8")
+    done = command("cache", "explain", model("with_kwargs"), *given, "0=3,8")
+    assert "0: float32[3,8]" in done.out and "0: float32[2,8]" in done.out
+    assert "float32[8]" not in done.out
+
+
+def test_explain_compares_two_engines(command: Any, filled: Path) -> None:
+    """Two entries where one expects one: what made them two?"""
+    here, there = (entry.digest for entry in Cache(filled).entries())
+    done = command("cache", "explain", here[:10], there, "--cache-dir", filled, "--json")
+    assert done.status == 0
+    assert (done.document["here"], done.document["there"]) == (here, there)
+    assert {item["part"] for item in done.document["differences"]} == {"targets", "tf32"}
+    shown = command("cache", "explain", here, there, "--cache-dir", filled).out
+    assert "sm86,sm89" in shown and "tf32" in shown and "weights" not in shown
+    same = command("cache", "explain", here, here, "--cache-dir", filled)
+    assert same.status == 0 and "one key" in same.out
+
+
+@pytest.mark.parametrize("given", [("1a2b",), ("1a2b", "3c4d", "5e6f")])
+def test_explain_wants_a_model_or_two_digests(
+    command: Any, tmp_path: Path, given: tuple[str, ...]
+) -> None:
+    """One digest alone looks like a model that is not there."""
+    done = command("cache", "explain", *given, "--cache-dir", tmp_path)
+    assert done.status == 2
+    assert "a model, or the digests of two engines" in done.err and " ".join(given) in done.err
+
+
+def test_explain_of_an_empty_cache(command: Any, model: Model, tmp_path: Path) -> None:
+    """On a new machine there is nothing to compare with."""
+    done = command("cache", "explain", model("small"), "--cache-dir", tmp_path)
+    assert done.status == 1 and "the cache is empty" in done.out
+
+
+def test_explain_of_a_model_without_engines(command: Any, model: Model, tmp_path: Path) -> None:
+    """Nothing is missing where nothing can be built: the reason stands elsewhere."""
+    done = command("cache", "explain", model("not_lowered"), "--cache-dir", tmp_path)
+    assert done.status == 1 and "can become an engine: 'singlecard explain" in done.out

@@ -121,6 +121,48 @@ def add_cache_dir(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_shapes(parser: Parser) -> None:
+    """Declare ``--shapes``, whose texts `singlecard.offline.shapes.shapes_from_text` reads."""
+    parser.add_argument(
+        "--shapes",
+        action="append",
+        metavar="SIZES",
+        help="sizes that inputs take, smallest:usual:largest for each axis, one number for a fixed "
+        "one, such as input_ids=1:8:32,1:128:512; several inputs by ';' or by another --shapes "
+        "(default: those of the example arguments)",
+    )
+
+
+def add_build_file(parser: Parser) -> None:
+    """Declare what a build file takes beside ``--cache-dir``."""
+    group = parser.add_argument_group("build files")
+    group.add_argument(
+        "--workers",
+        type=_count_from_text,
+        metavar="N",
+        help="jobs at a time, at most (default: the file's, or the number of cores)",
+    )
+    group.add_argument(
+        "--memory",
+        type=size_from_text,
+        metavar="SIZE",
+        help="memory that jobs hold together, such as 16GB (default: the file's, or 80%% of what "
+        "is free)",
+    )
+    group.add_argument(
+        "--only",
+        action="append",
+        metavar="NAMES",
+        help="models of the file to build, such as bert,resnet*",
+    )
+    group.add_argument("--dry-run", action="store_true", help="say what would be built, and why")
+    group.add_argument(
+        "--rebuild",
+        action="store_true",
+        help="load every model again, also those whose files and versions have not changed",
+    )
+
+
 def options_from(given: argparse.Namespace) -> Options:
     """Return the options that were given.
 
@@ -147,6 +189,12 @@ def options_from(given: argparse.Namespace) -> Options:
     options = Options.parse({name: value for name, value in values.items() if value is not None})
     check_types(types_of(options.precision), options.targets or ())
     return options
+
+
+def _count_from_text(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid: it takes an integer >= 1")
+    return int(text)
 
 
 def size_from_text(text: str) -> int:

@@ -1,8 +1,10 @@
-"""``singlecard build``: fill the cache with a model's engines; no GPU is needed."""
+"""``singlecard build``: fill the cache with engines, of one model or of many; no GPU is needed."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -10,92 +12,138 @@ from rich.console import Group, RenderableType
 from singlecard.commands.answer import Answer
 from singlecard.commands.arguments import (
     Parser,
+    add_build_file,
     add_common,
     add_model,
     add_options,
+    add_shapes,
     options_from,
 )
+from singlecard.errors import OptionError
+from singlecard.offline.shapes import Shape, remarks_on, shapes_from_text
 
 if TYPE_CHECKING:
+    from singlecard.options import Options
     from singlecard.report.verify import Compiled
+
+#: Arguments that a build file takes.
+_OF_FILES = ("workers", "memory", "only", "dry_run", "rebuild")
+
+#: Arguments that both take.
+_COMMON = ("cache_dir", "json", "debug", "model")
 
 
 def add_parser(verbs: Any) -> None:
     parser: Parser = verbs.add_parser(
         "build",
-        help="build a model's engines into the cache",
+        help="build the engines of a model, or of a build file, into the cache",
         description="Build a model's engines, for cards that need not be in this machine, and "
-        "keep them in the cache, where torch.compile finds them. Exit status 1 if no part of the "
-        "model could become an engine.",
+        "keep them in the cache, where torch.compile finds them. MODEL may be a build file "
+        "(.toml), which lists many. Exit status 1 if no part of a model could become an engine, "
+        "or if anything of a build file failed.",
     )
     add_model(parser)
     add_options(parser)
+    add_shapes(parser)
+    add_build_file(parser)
     add_common(parser, run)
 
 
 def run(given: argparse.Namespace) -> Answer:
-    options = options_from(given)
-    from singlecard.commands.running import run_model
-    from singlecard.report.verify import compile_model
+    if given.model.endswith(".toml"):
+        return _run_file(given)
+    _refuse(given, _OF_FILES, "is for a build file: name one that ends in .toml as MODEL")
+    shapes = shapes_from_text(given.shapes) if given.shapes else ()
+    wanted = _options(given)
+    built = [(options.precision, _build(given, options, shapes)) for options in wanted]
+    targets = ",".join(wanted[0].targets or ()) or "portable"
+    return _answer(given.model, targets, built, remarks_on(shapes))
 
-    compiled = run_model(
+
+def _options(given: argparse.Namespace) -> list[Options]:
+    """Return the options of each precision; a calibration table goes to what takes one."""
+    names = [name.strip() for name in (given.precision or "").split(",") if name.strip()]
+    if len(names) < 2:
+        return [options_from(given)]
+    from singlecard.offline.build_file import takes_calibration
+
+    used = any(map(takes_calibration, names))
+    return [
+        options_from(
+            argparse.Namespace(
+                **vars(given)
+                | {
+                    "precision": name,
+                    "calibration": given.calibration
+                    if takes_calibration(name) or not used
+                    else None,
+                }
+            )
+        )
+        for name in dict.fromkeys(names)
+    ]
+
+
+def _build(given: argparse.Namespace, options: Options, shapes: tuple[Shape, ...]) -> Compiled:
+    from singlecard.commands.running import run_model
+    from singlecard.offline.fitting import compile_fitted
+
+    return run_model(
         given,
         options,
-        lambda model, progress: compile_model(
-            model.module,
-            model.args,
-            model.kwargs,
-            model.dynamic_shapes,
-            options,
-            "eager",
-            progress,
-        ),
-    )
-    targets = ",".join(options.targets or ()) or "portable"
-    return Answer(
-        _document(given.model, compiled, targets),
-        _shown(given.model, compiled, targets),
-        0 if compiled.engines else 1,
+        lambda model, progress: compile_fitted(model, shapes, options, progress),
     )
 
 
-def _document(name: str, compiled: Compiled, targets: str) -> dict[str, Any]:
-    return {
+def _answer(
+    name: str, targets: str, built: Sequence[tuple[str, Compiled]], remarks: Sequence[str]
+) -> Answer:
+    from singlecard.offline.built import built_document, built_table
+
+    status = 0 if all(compiled.engines for _, compiled in built) else 1
+    if len(built) == 1:
+        compiled = built[0][1]
+        return Answer(
+            built_document(name, compiled, targets, remarks),
+            built_table(name, compiled, targets, remarks),
+            status,
+        )
+    document = {
         "model": name,
         "targets": targets,
-        "ops": compiled.ops,
-        "coverage": compiled.coverage,
-        "fallback": [[item.op, item.reason, item.line] for item in compiled.fallback],
-        "engines": [
-            {
-                "digest": engine.digest,
-                "built": engine.built,
-                "seconds": engine.seconds,
-                "plan": str(engine.plan),
-                "kernels": engine.report.kernel_count,
-                "engine_bytes": engine.report.engine_bytes,
-                "scratch_bytes": engine.report.scratch_bytes,
-            }
-            for engine in compiled.engines
+        "builds": [
+            {"precision": precision, **built_document(name, compiled, targets, remarks)}
+            for precision, compiled in built
         ],
-        "timings": compiled.timings,
     }
-
-
-def _shown(name: str, compiled: Compiled, targets: str) -> RenderableType:
-    from singlecard.report import tables
-    from singlecard.report.render import fallback_table
-
-    built = sum(engine.built for engine in compiled.engines)
-    rows = [
-        ("ops lowered", *tables.lowered_text(compiled.coverage, compiled.ops)),
-        ("engines", *tables.engines_text(len(compiled.engines), built)),
-        ("time", f"{compiled.timings['total']:.1f} s", tables.built_text(compiled.timings)),
+    tables: list[RenderableType] = [
+        built_table(f"{name}, {precision}", compiled, targets) for precision, compiled in built
     ]
-    parts: list[RenderableType] = [tables.facts_table(name, rows)]
-    if compiled.fallback:
-        left_out = [(item.op, item.reason, item.line) for item in compiled.fallback]
-        parts.append(fallback_table(tables.fallback_rows(left_out)))
-    if compiled.engines:
-        parts.append(tables.engines_table(compiled.engines, targets))
-    return Group(*parts)
+    return Answer(document, Group(*tables, *remarks), status)
+
+
+def _run_file(given: argparse.Namespace) -> Answer:
+    from singlecard.offline.run import Wishes, build_from_file
+
+    others = [name for name in vars(given) if name not in (*_OF_FILES, *_COMMON)]
+    _refuse(
+        given,
+        [name for name in others if name not in ("verb", "run", "parser")],
+        f"is said in the build file {given.model}, for all models or for one",
+    )
+    only = [name.strip() for text in given.only or () for name in text.split(",")]
+    wishes = Wishes(
+        given.cache_dir,
+        given.workers,
+        given.memory,
+        [name for name in only if name],
+        given.rebuild,
+        given.dry_run,
+    )
+    return build_from_file(Path(given.model), wishes)
+
+
+def _refuse(given: argparse.Namespace, names: Any, why: str) -> None:
+    for name in names:
+        if getattr(given, name) not in (None, False):
+            raise OptionError(f"--{name.replace('_', '-')} {why}")

@@ -1,9 +1,12 @@
-"""``singlecard cache``: look at the built engines, check them, make room."""
+"""``singlecard cache``: look at the built engines, check them, make room, explain a miss."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 
@@ -12,31 +15,58 @@ from singlecard.commands.arguments import (
     Parser,
     add_cache_dir,
     add_common,
+    add_options,
+    add_shapes,
+    options_from,
     size_from_text,
 )
 from singlecard.engine.cache import Cache, Entry
 from singlecard.errors import CacheError, OptionError
+from singlecard.offline.shapes import shapes_from_text
 from singlecard.targets import parse_targets
+
+if TYPE_CHECKING:
+    from singlecard.engine.nearest import Difference
+    from singlecard.network.building import Progress
+    from singlecard.report.keys import EngineLookup
+    from singlecard.report.model import Model
 
 
 def add_parser(verbs: Any) -> None:
     parser: Parser = verbs.add_parser(
         "cache",
-        help="list, show, verify, prune or clear the built engines",
+        help="list, show, explain, verify, prune or clear the built engines",
         description="Look after the folder of built engines.",
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     actions.add_parser("list", help="one row for each engine, last used first")
     show = actions.add_parser("show", help="what one engine was built from, and what it does")
     show.add_argument("digest", metavar="DIGEST", help="its digest, or how that begins")
+    explain = actions.add_parser(
+        "explain",
+        help="why the cache does not have a model's engines, or how two engines differ",
+        description="Capture and lower a model as 'build' does, build nothing, and say which parts "
+        "of each engine's key differ from the nearest entry; or compare two entries. Exit status 1 "
+        "if an engine of the model is not there.",
+    )
+    explain.add_argument(
+        "given",
+        nargs="+",
+        metavar="MODEL | DIGEST DIGEST",
+        help="a model as for 'build', with the options of the backend; or the digests of two "
+        "entries, or how they begin",
+    )
+    add_options(explain)
+    add_shapes(explain)
     actions.add_parser("verify", help="read every engine; exit status 1 if one is damaged")
     prune = actions.add_parser("prune", help="remove what was not used for longest")
     prune.add_argument(
         "--limit", type=size_from_text, metavar="SIZE", required=True, help="what may stay: 10GB"
     )
     actions.add_parser("clear", help="remove all engines")
-    for action in actions.choices.values():
-        add_cache_dir(action)
+    for name, action in actions.choices.items():
+        if name != "explain":  # it has all options of a build
+            add_cache_dir(action)
         add_common(action, run)
 
 
@@ -73,6 +103,7 @@ def _entry_document(entry: Entry) -> dict[str, Any]:
     return {
         "digest": entry.digest,
         "bytes": entry.size,
+        "created": entry.manifest["created"],
         "last_used": entry.folder.stat().st_mtime,
         "build_seconds": entry.manifest["build_seconds"],
         "kernels": len(entry.manifest["report"]["kernels"]),
@@ -109,6 +140,67 @@ def _chosen(cache: Cache, digest: str) -> Entry:
         names = ", ".join(entry.digest[:16] for entry in found[:4])
         raise OptionError(f"{digest!r} begins {len(found)} digests ({names}): give more digits")
     return found[0]
+
+
+def _explain(cache: Cache, given: argparse.Namespace) -> Answer:
+    named = given.given
+    if len(named) == 1 and not re.fullmatch("[0-9a-fA-F]+", named[0]):
+        return _explain_model(cache, given, named[0])
+    if len(named) != 2:
+        raise OptionError(
+            f"cache explain takes a model, or the digests of two engines, and got "
+            f"{' '.join(named)!r}: 'singlecard cache show DIGEST' tells of one"
+        )
+    from singlecard.engine.nearest import differences
+    from singlecard.report.cache_tables import differences_table
+
+    here, there = (_chosen(cache, digest) for digest in named)
+    found = differences(here.manifest["key"], there.manifest["key"])
+    document = {
+        "here": here.digest,
+        "there": there.digest,
+        "differences": _difference_documents(found),
+    }
+    return Answer(document, differences_table(here.digest, there.digest, found))
+
+
+def _explain_model(cache: Cache, given: argparse.Namespace, model: str) -> Answer:
+    options = options_from(given)
+    shapes = shapes_from_text(given.shapes) if given.shapes else ()
+    from singlecard.commands.running import run_model
+    from singlecard.offline.fitting import fit
+    from singlecard.report.cache_tables import lookups_table
+    from singlecard.report.keys import keys_of_model, look_up
+
+    def keys_of(loaded: Model, _: Progress | None) -> list[dict[str, str]]:
+        fitted, spans = fit(loaded, shapes) if shapes else (loaded, options.profiles)
+        return keys_of_model(fitted, dataclasses.replace(options, profiles=spans))
+
+    given.model = model
+    keys = run_model(given, options, keys_of, builds=False)
+    lookups = [look_up(key, cache) for key in keys]
+    document = {
+        "model": model,
+        "folder": str(cache.folder),
+        "engines": [_lookup_document(item) for item in lookups],
+    }
+    there = bool(lookups) and all(item.cached for item in lookups)
+    return Answer(document, lookups_table(model, cache.folder, lookups), 0 if there else 1)
+
+
+def _lookup_document(item: EngineLookup) -> dict[str, Any]:
+    return {
+        "digest": item.digest,
+        "cached": item.cached,
+        "reason": item.reason,
+        "nearest": item.nearest and item.nearest.digest,
+        "differences": _difference_documents(item.nearest.differences if item.nearest else ()),
+        "key": dict(item.key),
+    }
+
+
+def _difference_documents(found: Sequence[Difference]) -> list[dict[str, str]]:
+    return [{"part": item.part, "here": item.here, "there": item.there} for item in found]
 
 
 def _verify(cache: Cache, given: argparse.Namespace) -> Answer:
@@ -149,4 +241,11 @@ def _counted(count: int) -> str:
     return f"{count} engine" if count == 1 else f"{count} engines"
 
 
-_ACTIONS = {"list": _list, "show": _show, "verify": _verify, "prune": _prune, "clear": _clear}
+_ACTIONS = {
+    "list": _list,
+    "show": _show,
+    "explain": _explain,
+    "verify": _verify,
+    "prune": _prune,
+    "clear": _clear,
+}

@@ -13,6 +13,7 @@ import torch
 from singlecard.commands.progress import progress_bars
 from singlecard.commands.quiet import quiet
 from singlecard.engine.cache import Cache
+from singlecard.engine.remote import RemoteTier
 from singlecard.errors import ModelError, SinglecardError
 from singlecard.network.building import Progress
 from singlecard.options import Options
@@ -27,18 +28,23 @@ def run_model(
     given: argparse.Namespace,
     options: Options,
     work: Callable[[Model, Progress | None], Result],
+    *,
+    builds: bool = True,
 ) -> Result:
-    """Load MODEL, see to the cache, and do the work with progress shown.
+    """Load MODEL, see to the cache where the work builds, and do it with progress shown.
 
     Raises:
         ModelError: MODEL leads to no model, or to one that raises.
         CacheError: the cache folder cannot be used; found before the work, which may be long.
+        OptionError: so of the remote cache.
     """
     # PyTorch logs the traceback of an error that it raises as well.
     with nullcontext() if given.debug else quiet("torch", logging.CRITICAL):
         with progress_bars(given.model) as progress:
             model = load_model(given.model)
-            Cache(options.cache_dir).open()
+            if builds:
+                Cache(options.cache_dir, fallback=not options.strict).open()
+                RemoteTier.of(options)
             try:
                 return work(model, progress)
             except SinglecardError:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import blake3
 
-from singlecard.engine.cache import PLAN, Cache, Entry
+from singlecard.engine.cache import PLAN, Cache, Entry, Lookup
+from singlecard.engine.nearest import miss_reason
 from singlecard.engine.plan_report import PlanReport, read_plan_log
+from singlecard.engine.remote import RemoteTier
+from singlecard.errors import BuildError
 from singlecard.lowering.lower import Lowered
 from singlecard.network.building import BuildSettings, Progress, build_plan
-from singlecard.network.digest import network_digest
+from singlecard.network.digest import network_parts
 from singlecard.network.flavour import flavour_name, flavour_version
 from singlecard.network.inspect import view_network
+from singlecard.observe import events
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Engine:
         report: what the builder said of the plan.
         built: whether it was built just now; False where the cache had it.
         seconds: time that building took, or 0.
+        entry: of the cache, which keeps the plan there for as long as this object lives.
     """
 
     digest: str
@@ -37,16 +44,21 @@ class Engine:
     report: PlanReport
     built: bool
     seconds: float
+    entry: Entry | None = field(default=None, repr=False, compare=False)
 
 
 def key_parts(lowered: Lowered, settings: BuildSettings) -> dict[str, str]:
-    """Return the named parts of an engine's key: the network itself, and all else that decides."""
+    """Return the named parts of an engine's key: the network itself, and all else that decides.
+
+    Parts with a dot in their names, such as ``network.weights``, explain the one before the dot.
+    They are kept with an engine and say what another key does not share; they decide nothing.
+    """
     profiles = {
         name: (span.smallest, span.usual, span.largest)
         for name, span in sorted(lowered.profiles.items())
     }
     return {
-        "network": network_digest(view_network(lowered.net.definition)),
+        **network_parts(view_network(lowered.net.definition)),
         "profiles": repr(profiles),
         "flavour": flavour_name(),
         "version": flavour_version(),
@@ -55,8 +67,9 @@ def key_parts(lowered: Lowered, settings: BuildSettings) -> dict[str, str]:
 
 
 def key_digest(parts: Mapping[str, str]) -> str:
-    """Return the digest of a key's parts as 64 hexadecimal digits."""
-    return blake3.blake3(repr(sorted(parts.items())).encode()).hexdigest()
+    """Return the digest of a key as 64 hexadecimal digits: of the parts that decide."""
+    deciding = sorted(item for item in parts.items() if "." not in item[0])
+    return blake3.blake3(repr(deciding).encode()).hexdigest()
 
 
 def get_engine(
@@ -65,8 +78,9 @@ def get_engine(
     cache: Cache,
     progress: Progress | None = None,
     parts: Mapping[str, str] | None = None,
+    remote: RemoteTier | None = None,
 ) -> Engine:
-    """Return the engine of a network, from the cache where it is there, built otherwise.
+    """Return the engine of a network: of the cache, else of the remote, else built and sent there.
 
     Raises:
         BuildError: TensorRT refused to build it.
@@ -74,13 +88,70 @@ def get_engine(
     """
     parts = parts or key_parts(lowered, settings)
     digest = key_digest(parts)
-    found = cache.find(digest)
-    if found is None:
+    first = _look(digest, cache, remote)
+    if first.entry is not None:
+        events.record_hit(digest, first.entry.size)
+        return _engine(first.entry, False)
+    started = time.perf_counter()
+    with cache.lock(digest):
+        found = _look(digest, cache, remote).entry  # another process may have built it meanwhile
+        if found is not None:
+            events.record_hit(digest, found.size, time.perf_counter() - started)
+            return _engine(found, False)
+        fetched = None if remote is None else remote.fetch(digest, cache)
+        if fetched is not None:
+            return _engine(fetched, False)
+        _record_miss(parts, cache, digest, first.reason)
+        engine = _build(lowered, settings, cache, progress, parts, digest)
+    if remote is not None and engine.entry is not None:
+        remote.push(engine.entry)
+    return engine
+
+
+def find_engine(
+    parts: Mapping[str, str], cache: Cache, remote: RemoteTier | None = None
+) -> Engine | None:
+    """Return the engine of a key if the cache or the remote has it; nothing is built.
+
+    Raises:
+        CacheError: the cache cannot be read.
+    """
+    digest = key_digest(parts)
+    first = _look(digest, cache, remote)
+    if first.entry is not None:
+        events.record_hit(digest, first.entry.size)
+        return _engine(first.entry, False)
+    if remote is not None:
         with cache.lock(digest):
-            found = cache.find(digest)  # another process may have built it meanwhile
-            if found is None:
-                return _build(lowered, settings, cache, progress, parts, digest)
-    return _engine(found, False)
+            found = _look(digest, cache, remote).entry or remote.fetch(digest, cache)
+        if found is not None:
+            return _engine(found, False)
+    _record_miss(parts, cache, digest, first.reason)
+    return None
+
+
+def find_entry(digest: str, cache: Cache, remote: RemoteTier | None = None) -> Entry | None:
+    """Return an entry of the cache that may be loaded; the remote only says which may.
+
+    Raises:
+        CacheError: the cache cannot be read.
+    """
+    return _look(digest, cache, remote).entry
+
+
+def _look(digest: str, cache: Cache, remote: RemoteTier | None) -> Lookup:
+    """Look for an engine in the cache, and say why it is not there if it was."""
+    was_there = os.path.lexists(cache.path(digest))
+    found = cache.look(digest)
+    if found.entry is not None and remote is not None and not remote.check_local(found.entry):
+        found = Lookup(None, "it came from a remote without the signing key that is set now")
+        return dataclasses.replace(found, entry=remote.find_local(digest, cache))
+    return found if was_there else dataclasses.replace(found, reason="")
+
+
+def _record_miss(parts: Mapping[str, str], cache: Cache, digest: str, reason: str) -> None:
+    """Record a miss; without a reason, as of a damaged entry, it is what the key does not share."""
+    events.record_miss(digest, lambda: reason or miss_reason(parts, cache))
 
 
 class _Counting(io.RawIOBase):
@@ -114,17 +185,25 @@ def _build(
     digest: str,
 ) -> Engine:
     def write(folder: Path) -> dict[str, Any]:
+        events.record_build_start(digest)
         started = time.perf_counter()
         with (folder / PLAN).open("wb") as file:
-            messages = build_plan(lowered.net, lowered.profiles, settings, file, progress)
+            try:
+                messages = build_plan(lowered.net, lowered.profiles, settings, file, progress)
+            except BuildError as error:
+                events.record_build_failure(digest, str(error))
+                raise
         seconds = time.perf_counter() - started
         report = read_plan_log(messages, engine_bytes=(folder / PLAN).stat().st_size)
         return {"key": dict(parts), "build_seconds": seconds, "report": report.to_dict()}
 
-    return _engine(cache.store(digest, write), True)
+    entry = cache.store(digest, write)
+    engine = _engine(entry, True)
+    events.record_build(digest, engine.seconds, entry.size, engine.report.kernel_count)
+    return engine
 
 
 def _engine(entry: Entry, built: bool) -> Engine:
     report = PlanReport.from_dict(entry.manifest["report"])
     seconds = float(entry.manifest["build_seconds"]) if built else 0.0
-    return Engine(entry.digest, entry.plan, report, built, seconds)
+    return Engine(entry.digest, entry.plan, report, built, seconds, entry)

@@ -1,4 +1,4 @@
-"""What was decided by building plans, kept beside the engines, so that it is decided once.
+"""What was decided once, kept beside the engines, so that it is decided once.
 
 A memory is named by the digest of all that the decision followed from. It holds no engine: one that
 is lost or damaged costs time, and is made again.
@@ -9,27 +9,29 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from typing import Any
 
 import blake3
 
 from singlecard.engine.cache import Cache
+from singlecard.engine.scratch import scratch
 from singlecard.errors import CacheError
 
 FORMAT = 1
-SUFFIX = ".placement"
+
+#: Ends with the format, so that releases with different ones do not forget each other's.
+SUFFIX = f".memory.v{FORMAT}"
 
 
 def recall(cache: Cache, digest: str) -> Any:
     """Return what was remembered under a digest, or None where there is nothing whole."""
-    path = cache.folder / f"{digest}{SUFFIX}"
+    path = cache.engines / f"{digest}{SUFFIX}"
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = json.loads(path.read_bytes())
         value = held["value"]
         if held["format"] == FORMAT and held["checksum"] == _checksum(digest, value):
             return value
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     return None
 
@@ -39,16 +41,10 @@ def remember(cache: Cache, digest: str, value: Any) -> None:
     with contextlib.suppress(OSError, CacheError):
         cache.open()
         held = {"format": FORMAT, "checksum": _checksum(digest, value), "value": value}
-        handle, temporary = tempfile.mkstemp(
-            prefix=f"{digest[:16]}.", suffix=".tmp", dir=cache.folder
-        )
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with scratch(cache.engines, digest[:16]) as temporary:
+            with temporary.open("x", encoding="utf-8") as file:
                 json.dump(held, file)
-            os.replace(temporary, cache.folder / f"{digest}{SUFFIX}")
-        except BaseException:
-            os.unlink(temporary)
-            raise
+            os.replace(temporary, cache.engines / f"{digest}{SUFFIX}")
 
 
 def _checksum(digest: str, value: Any) -> str:

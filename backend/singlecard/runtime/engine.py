@@ -20,13 +20,15 @@ class EngineRunner:
         RuntimeFailure: from a call, with TensorRT's own words.
     """
 
-    def __init__(self, plan: Path, binding: Binding) -> None:
+    def __init__(self, plan: Path, binding: Binding, held: object = None) -> None:
         """Prepare to run; nothing is loaded yet.
 
         Args:
             plan: the file.
             binding: how the engine is called.
+            held: whatever keeps the file where it is, for as long as this runner lives.
         """
+        self._held = held
         self.plan, self.device = plan, binding.device
         self.feed = feeds_of(binding)
         self.inputs, self.outputs = binding.input_names, binding.output_names

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from singlecard.errors import RuntimeFailure
 from singlecard.lowering.lower import Profile
+from singlecard.observe.topics import topic
 from singlecard.runtime.binding import Binding
 from singlecard.runtime.runners import Runner
 
-log = logging.getLogger("singlecard")
+log = topic("runtime")
 
 
 def range_refusal(shapes: Mapping[str, Sequence[int]], profiles: Mapping[str, Profile]) -> str:
