@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.exc import TorchDynamoException
 
 from singlecard.background import Pending
@@ -58,7 +59,7 @@ def compile_graph(
     asked = chosen.targets is not None or chosen.execution == "eager"
     build = execution == "engine" or asked
     if execution == "eager" and not build:
-        return module.forward
+        return in_pytorch(module, examples, chosen)
     if execution == "engine" and chosen.targets is None:
         device = next(x.device for x in examples if isinstance(x, torch.Tensor) and x.is_cuda)
         chosen = dataclasses.replace(chosen, targets=(target_of(device),))
@@ -111,6 +112,8 @@ def compile_in(
 
             found = None if recall is None else recall.find(captured)
             compiled = captured(examples) if found is None else found
+            if session.execution == "eager":
+                compiled = in_pytorch(module, examples, session.options)
     except TorchDynamoException:
         raise  # Dynamo's own way to start over
     except Exception as error:
@@ -120,8 +123,24 @@ def compile_in(
         reason = str(error) if known else f"PyTorch could not capture the graph ({error})"
         log.warning("%s: this graph stays in PyTorch", reason)
         session.graphs.append(Graph.left_out(module, reason))
+        return in_pytorch(module, examples, session.options)
+    return compiled
+
+
+def in_pytorch(
+    module: fx.GraphModule, examples: Sequence[Any], options: Options
+) -> Callable[..., Any]:
+    """Return what runs a graph of Dynamo's that no engine runs: PyTorch, or its own compiler."""
+    if options.fallback == "eager":
         return module.forward
-    return module.forward if session.execution == "eager" else compiled
+    try:
+        compiled: Callable[..., Any] = lookup_backend(options.fallback)(module, examples)
+    except TorchDynamoException:
+        raise
+    except Exception as error:
+        log.warning("TorchInductor cannot compile a graph (%s): it runs in eager PyTorch", error)
+        return module.forward
+    return compiled
 
 
 @contextmanager

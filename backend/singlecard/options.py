@@ -28,10 +28,13 @@ Execution = Literal["auto", "engine", "reference", "eager"]
 
 Build = Literal["now", "background", "never"]
 
+Fallback = Literal["eager", "inductor"]
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": get_args(Precision),
     "execution": get_args(Execution),
     "build": get_args(Build),
+    "fallback": get_args(Fallback),
 }
 
 
@@ -68,6 +71,9 @@ class Options:
             elsewhere; ``"engine"`` insists on the card; ``"reference"`` runs the network's
             arithmetic with PyTorch ops, on any device; ``"eager"`` builds engines where targets
             are given, and answers with PyTorch.
+        fallback: what runs the parts that engines do not: ``"eager"`` PyTorch, or ``"inductor"``,
+            PyTorch's own compiler, for whole graphs where no card serves engines too. Calls that an
+            engine cannot take run in eager PyTorch in any case.
         strict: raise instead of leaving a part of the model to eager PyTorch.
         demote_float64: compute the model's float64 parts in FP32, which engines have. Without it
             they stay in eager PyTorch.
@@ -104,6 +110,7 @@ class Options:
     sparse_weights: bool = False
     targets: tuple[str, ...] | None = None
     execution: Execution = "auto"
+    fallback: Fallback = "eager"
     strict: bool = False
     demote_float64: bool = False
     build: Build = "now"

@@ -67,7 +67,7 @@ class Recall:
                 return None
             events.record_hit(recipe.digest, entry.size)
             if self.session.execution != "engine":
-                return self.module.forward
+                return self.module.forward  # which the caller does not run
             return Recalled(recipe, entry, self, capture)
 
     def keep(self, graph: Graph) -> None:

@@ -31,6 +31,7 @@ _ELSEWHERE = (
     "cache_limit_bytes",
     "calibration",
     "execution",
+    "fallback",
     "remote_cache",
     "signing_key",
 )

@@ -58,7 +58,7 @@ from singlecard.runtime.binding import Binding, binding_of
 from singlecard.runtime.engine import EngineRunner
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.ranged import in_range
-from singlecard.runtime.runners import Runner, eager_runner, reference_runner
+from singlecard.runtime.runners import Runner, eager_runner, pytorch_runner, reference_runner
 from singlecard.targets import check_types
 
 
@@ -337,7 +337,7 @@ class Session:
         spans: Mapping[sympy.Symbol, Triple],
     ) -> tuple[Segment, Runner]:
         if not segment.lowered:
-            return segment, eager_runner(program, segment)
+            return segment, pytorch_runner(program, segment, self.options.fallback)
         try:
             with self.timed("lowering"):
                 lowered = lower(program, segment, spans)
