@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
         "docs/errors.md",
         "docs/observing.md",
         "docs/quantization.md",
+        "docs/sharing.md",
         "docs/quantized_models.md",
     ],
 )

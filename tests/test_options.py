@@ -32,7 +32,7 @@ def test_unknown_key_names_the_nearest(key: str, nearest: str) -> None:
 
 def test_key_like_no_other_lists_all() -> None:
     """Where no key is near, the message lists them."""
-    with pytest.raises(OptionError, match="precision, calibration, .*targets, execution, strict"):
+    with pytest.raises(OptionError, match="precision, calibration, .*targets, execution, fallback, strict"):
         Options.parse({"zzzz": 1})
 
 
@@ -46,6 +46,12 @@ BAD: list[dict[str, Any]] = [
     {"calibration": 7},
     {"execution": "gpu"},
     {"strict": "yes"},
+    {"build": "later"},
+    {"fallback": "cudagraphs"},
+    {"cache_limit_bytes": -1},
+    {"cache_limit_bytes": "20GB"},
+    {"remote_cache": 3},
+    {"signing_key": b"secret"},
     {"strict": 1},
     {"demote_float64": 1},
     {"min_block_size": 0},

@@ -134,7 +134,7 @@ def in_pytorch(
     if options.fallback == "eager":
         return module.forward
     try:
-        compiled: Callable[..., Any] = lookup_backend(options.fallback)(module, examples)
+        compiled: Callable[..., Any] = lookup_backend(options.fallback)(module, list(examples))
     except TorchDynamoException:
         raise
     except Exception as error:

@@ -256,6 +256,18 @@ def test_damage_is_repaired(name: str, url: str, here: Cache, there: Cache) -> N
     assert entry is not None and entry.plan.read_bytes() == PLAN_A
 
 
+@pytest.mark.parametrize("damage", ["a truncated plan", "a longer plan", "no plan", "no manifest"])
+def test_sender_repairs_what_it_sees(damage: str, url: str, here: Cache, there: Cache) -> None:
+    """A machine that only builds and never fetches must not leave half an engine as it is."""
+    shared = pushed(url, here)
+    if damage == "no manifest":
+        shared.remove(A, MANIFEST)
+    else:
+        DAMAGES[damage][0](shared)
+    RemoteTier(url).push(found(here, A))
+    assert RemoteTier(url).fetch(A, there) is not None
+
+
 def test_newer_format_is_left_alone(url: str, here: Cache, there: Cache) -> None:
     """An old release must not destroy what newer ones share."""
     shared = pushed(url, here)
@@ -373,6 +385,16 @@ def test_engine_from_before_the_key_is_not_trusted(url: str, here: Cache, there:
     tier.push(found(there, A))  # nor is it signed as if it were ours
     assert b"hmac-sha256=none" in shared.read(A, MANIFEST)
     assert tier.find_local(A, there) is None and there.find(A) is None
+
+
+def test_untrusted_engine_that_comes_in_between(memory: str, here: Cache, there: Cache) -> None:
+    """The local cache keeps what is whole: a process without the key may have been faster."""
+    pushed(memory, here)
+    RemoteTier(memory).fetch(A, there)
+    pushed(memory, here, KEY)
+    assert RemoteTier(memory, KEY).fetch(A, there) is None
+    assert RemoteTier(memory, KEY).find_local(A, there) is None
+    assert RemoteTier(memory, KEY).fetch(A, there) is not None
 
 
 def test_engine_of_this_machine_is_trusted(url: str, here: Cache, there: Cache) -> None:

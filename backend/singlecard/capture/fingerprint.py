@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from singlecard.capture.aot import is_frozen
+from singlecard.hashing import hasher_for
 
 #: Modules whose functions are as old as PyTorch's version says.
 _PYTORCH = ("torch", "_operator", "builtins", "math")
@@ -23,9 +24,6 @@ _PYTORCH = ("torch", "_operator", "builtins", "math")
 _NAMESPACES = ("aten", "prims")
 
 _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
-
-#: Weights from this size on are hashed by several threads.
-_LARGE = 1 << 20
 
 
 class NotComparable(Exception):
@@ -44,8 +42,9 @@ def fingerprint(module: fx.GraphModule, examples: Sequence[Any]) -> str | None:
 def digest_of(value: torch.Tensor) -> str:
     """Return the digest of a tensor's elements, in their order."""
     data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-    threads = blake3.blake3.AUTO if data.nbytes >= _LARGE else 1
-    return blake3.blake3(data, max_threads=threads).hexdigest()
+    hasher = hasher_for(data.nbytes)
+    hasher.update(data)
+    return hasher.hexdigest()
 
 
 def _state() -> Iterator[str]:

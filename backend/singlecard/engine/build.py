@@ -17,7 +17,7 @@ from singlecard.engine.cache import PLAN, Cache, Entry, Lookup
 from singlecard.engine.nearest import miss_reason
 from singlecard.engine.plan_report import PlanReport, read_plan_log
 from singlecard.engine.remote import RemoteTier
-from singlecard.errors import BuildError
+from singlecard.errors import BuildError, CacheError
 from singlecard.lowering.lower import Lowered
 from singlecard.network.building import BuildSettings, Progress, build_plan
 from singlecard.network.digest import network_parts
@@ -104,6 +104,11 @@ def get_engine(
         _record_miss(parts, cache, digest, first.reason)
         engine = _build(lowered, settings, cache, progress, parts, digest)
     if remote is not None and engine.entry is not None:
+        if not remote.check_local(engine.entry):
+            raise CacheError(
+                f"another process put an engine that may not be loaded into {engine.plan.parent} "
+                "while it was built: run again"
+            )
         remote.push(engine.entry)
     return engine
 

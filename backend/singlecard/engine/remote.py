@@ -42,7 +42,7 @@ log = logging.getLogger("singlecard.remote")
 #: The file beside a plan that makes it an engine; written last.
 MANIFEST = "engine.manifest"
 
-#: A manifest with more bytes is none; the largest of 575 models had 216 kB.
+#: A manifest with more bytes is none; the largest of 575 engines had 216 kB.
 MANIFEST_LIMIT = 16 << 20
 
 #: After so many failures in a row a remote is left alone until the process ends.

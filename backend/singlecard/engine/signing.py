@@ -35,7 +35,7 @@ _SEAL = re.compile(
 )
 
 #: TensorRT-RTX 1.7.1.116: a plan starts with 64 bytes (a magic word, the number of sections, the
-#: length of all), and 24 bytes for each section (name, place, length). 575 plans of models had
+#: length of all), and 24 bytes for each section (name, place, length). 575 plans built here had
 #: these two sections and no other; each of ``plugins_to_serialize`` is a section ``NGLP``.
 _HEADER, _SECTION, _MAGIC = 64, 24, b"vtrt\0\0\0\0"
 _SECTIONS = {b"NGNE\0\0\0\0", b"THGW\0\0\0\0"}

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 import blake3
 
 from singlecard.errors import LoweringError
+from singlecard.hashing import hasher_for
 from singlecard.network.inspect import LayerView, NetworkView, TensorView
-
-#: Weights from this size on are hashed by several threads.
-_LARGE = 1 << 20
 
 
 def _digest(*parts: object) -> str:
@@ -91,9 +89,9 @@ def network_parts(view: NetworkView) -> dict[str, str]:
 def _weights_digest(layer: LayerView) -> tuple[tuple[str, str, int, str], ...]:
     result = []
     for role, weights in sorted(layer.weights.items()):
-        threads = blake3.blake3.AUTO if weights.nbytes >= _LARGE else 1
-        content = blake3.blake3(weights.data, max_threads=threads).hexdigest()
-        result.append((role, weights.dtype, weights.count, content))
+        hasher = hasher_for(weights.nbytes)
+        hasher.update(weights.data)
+        result.append((role, weights.dtype, weights.count, hasher.hexdigest()))
     return tuple(result)
 
 

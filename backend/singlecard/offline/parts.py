@@ -13,9 +13,8 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
-import blake3
-
 import singlecard
+from singlecard.hashing import hasher_for
 
 _FILE, _PACKAGE = "file ", "package "
 
@@ -67,8 +66,8 @@ def _own_sources() -> list[Path]:
 
 
 def _digest(path: Path) -> str:
-    hasher = blake3.blake3(max_threads=blake3.blake3.AUTO)
     try:
+        hasher = hasher_for(path.stat().st_size)
         hasher.update_mmap(path)
     except OSError:
         return ""

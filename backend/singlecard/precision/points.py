@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-import blake3
 import torch
 from torch import fx
 
 from singlecard.capture.ops import attention
 from singlecard.capture.program import Program, module_path
+from singlecard.hashing import hasher_for
 from singlecard.lowering.call import op_name
 
 aten = torch.ops.aten
@@ -151,6 +151,6 @@ _COMPUTED = (torch.float32, torch.float16, torch.bfloat16)
 def _digest(weight: torch.Tensor) -> str:
     """Return 16 hexadecimal digits of a weight's values, whatever type they are held in."""
     values = weight.detach().to("cpu", torch.float32).contiguous()
-    hasher = blake3.blake3(max_threads=blake3.blake3.AUTO)
+    hasher = hasher_for(values.nbytes)
     hasher.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest(length=8)
