@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from singlecard.errors import OptionError
 from singlecard.precision.table import CalibrationTable
+from singlecard.sizes import bytes_from_text
 from singlecard.targets import parse_targets
 
 Precision = Literal[
@@ -81,9 +82,9 @@ class Options:
             ``"background"`` answers in eager PyTorch meanwhile, and with engines once they are
             ready; ``"never"`` runs what is cached, and the rest in eager PyTorch.
         cache_dir: folder of built engines. None: ``SINGLECARD_CACHE`` or the user's cache folder.
-        cache_limit_bytes: what the folder may hold; beyond it, engines that were not used for
-            longest are removed, but none that a process has open. None: ``SINGLECARD_CACHE_LIMIT``,
-            such as ``"20GB"``, or no limit.
+        cache_limit: what the folder may hold, in bytes or as ``"20GB"``; beyond it, engines that
+            were not used for longest are removed, but none that a process has open. None:
+            ``SINGLECARD_CACHE_LIMIT``, or no limit.
         remote_cache: a folder of engines that machines share, as fsspec writes it, such as
             ``"s3://bucket/engines"``: asked for what ``cache_dir`` does not have, and given what is
             built. None: ``SINGLECARD_REMOTE_CACHE``, or none.
@@ -102,6 +103,9 @@ class Options:
             ``"batch.images.0"``. A call outside of its range runs in eager PyTorch. None: the
             ranges that PyTorch knows.
         workspace_bytes: limit for the scratch memory of one engine. None: no limit of ours.
+        memory_budget: GPU memory that the weights of engines may take together, in bytes or as
+            ``"8GiB"``; beyond it they are streamed from host memory. None: all weights stay on the
+            card.
     """
 
     precision: Precision = "fp32"
@@ -115,7 +119,7 @@ class Options:
     demote_float64: bool = False
     build: Build = "now"
     cache_dir: Path | None = None
-    cache_limit_bytes: int | None = None
+    cache_limit: int | None = None
     remote_cache: str | None = None
     signing_key: Path | None = None
     min_block_size: int | None = None
@@ -123,6 +127,7 @@ class Options:
     exclude_modules: tuple[str, ...] = ()
     profiles: tuple[Span, ...] = ()
     workspace_bytes: int | None = None
+    memory_budget: int | None = None
 
     @classmethod
     def parse(cls, given: Mapping[str, Any] | Options | None) -> Options:
@@ -179,7 +184,9 @@ class Options:
             values["profiles"] = _spans(values["profiles"])
         _check_number(values, "min_block_size", 1)
         _check_number(values, "workspace_bytes", 1)
-        _check_number(values, "cache_limit_bytes", 0)
+        for key in ("cache_limit", "memory_budget"):
+            if key in values:
+                values[key] = _size(key, values[key])
         for key in ("strict", "demote_float64", "sparse_weights"):
             if not isinstance(values.get(key, False), bool):
                 raise OptionError(f"option {key}={values[key]!r} is not valid: True or False")
@@ -218,6 +225,20 @@ def _check_calibration(precision: str, table: CalibrationTable | None) -> None:
             f"option calibration is given, and precision={precision!r} uses none: ask for one of "
             f"fp16, {', '.join(QUANTIZED)}"
         )
+
+
+def _size(key: str, value: Any) -> int:
+    """Return a number of bytes that may be given as a text."""
+    if isinstance(value, str):
+        try:
+            return bytes_from_text(value)
+        except ValueError as error:
+            raise OptionError(f"option {key} is not valid: {error}") from error
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise OptionError(
+            f"option {key}={value!r} is not valid: it takes bytes, or a text such as '8GiB'"
+        )
+    return value
 
 
 def _check_number(values: Mapping[str, Any], key: str, low: int) -> None:

@@ -28,7 +28,7 @@ from singlecard.runtime.wiring import Size, Slot, Step, Wiring
 _ELSEWHERE = (
     "build",
     "cache_dir",
-    "cache_limit_bytes",
+    "cache_limit",
     "calibration",
     "execution",
     "fallback",

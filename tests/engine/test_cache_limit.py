@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from singlecard.engine import entry as entries
 from singlecard.engine import eviction, hold, locking
 from singlecard.engine.cache import PLAN, Cache
 from singlecard.engine.memory import recall, remember
@@ -123,6 +126,46 @@ def test_what_another_process_holds_stays_until_it_dies(cache: Cache) -> None:
     assert len(cache.prune(0)) == 2 and visible(cache) == set()
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_removed_between_opening_and_holding(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """A plan that can be read still, and has lost its name, would be gone when it is loaded."""
+    (listed,) = [entry for entry in cache.entries() if entry.digest == A]
+    real, other = entries.open_file, Cache(cache.folder)
+
+    def open_file(path: Any, folder: int | None = None) -> int:
+        descriptor = real(path, folder)
+        if Path(path).name == PLAN and other.remove(A) and again:
+            monkeypatch.setattr(entries, "open_file", real)
+            other.store(A, writes(b"plan of a"))
+        return descriptor
+
+    monkeypatch.setattr(entries, "open_file", open_file)
+    found = cache.find(A)
+    assert (found is not None) == again
+    assert found is None or (found.plan.exists() and not other.remove(A))
+    if not again:
+        monkeypatch.setattr(entries, "open_file", real)
+        cache.store(A, writes(b"plan of a"))
+        monkeypatch.setattr(entries, "open_file", open_file)
+        with pytest.raises(CacheError, match="just removed"):
+            listed.hold()
+
+
+def test_an_engine_that_is_spared_at_the_last_moment_is_whole(cache: Cache) -> None:
+    """Who makes room locks an engine, and may leave it after all: that is no damage."""
+    found: list[bytes | None] = []
+    with (cache.path(A) / PLAN).open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        thread = threading.Thread(target=lambda: found.append(content_of(cache, A)))
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive()
+    thread.join(30)
+    assert found == [b"plan of a"] and visible(cache) == {A, B}
+
+
 def test_holding_what_is_gone_says_so(cache: Cache) -> None:
     """A list of engines is old the moment it is shown."""
     entry = cache.entries()[0]
@@ -188,7 +231,7 @@ def test_sizes_as_people_write_them() -> None:
     given = ("7", "7b", "1.5 GB", " 500MB ", "2tb", "3kb")
     assert list(map(bytes_from_text, given)) == [7, 7, 1.5e9, 5e8, 2e12, 3e3]
     for wrong in ("", "GB", "-1", "1 e3", "1GiB", "٣"):
-        with pytest.raises(ValueError, match="500MB or 2GB"):
+        with pytest.raises(ValueError, match="500MB or 8GiB"):
             bytes_from_text(wrong)
 
 

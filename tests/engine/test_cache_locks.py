@@ -224,6 +224,10 @@ def test_without_locks_the_living_are_not_swept(
         return writes(b"whole")(folder)
 
     assert cache.store(C, write).plan.read_bytes() == b"whole"
+    (cache.engines / f"{C[:16]}.{C[:16]}.tmp").mkdir()
+    cache.open()
+    assert len(visible(cache)) == 4
+    assert cache.clear() == 3 and not cache.engines.exists()  # the user asked for it
 
 
 def test_sweeping_leaves_the_living_alone(cache: Cache) -> None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from singlecard.errors import OptionError
 from singlecard.options import Options, types_of
+from singlecard.sizes import bytes_from_text
 from singlecard.targets import check_types
 
 if TYPE_CHECKING:
     from singlecard.commands.answer import Answer
-
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
 class Parser(argparse.ArgumentParser):
@@ -109,7 +107,31 @@ def add_options(parser: Parser) -> None:
         metavar="SIZE",
         help="limit for an engine's scratch memory, such as 512MB",
     )
+    group.add_argument(
+        "--memory-budget",
+        metavar="SIZE",
+        help="GPU memory for the weights of engines, such as 8GiB; beyond it they are streamed "
+        "from host memory",
+    )
     add_cache_dir(group)
+    group.add_argument(
+        "--cache-limit",
+        type=size_from_text,
+        metavar="SIZE",
+        help="what the folder may hold, such as 20GB (default: SINGLECARD_CACHE_LIMIT, or all)",
+    )
+    group.add_argument(
+        "--remote-cache",
+        metavar="ADDRESS",
+        help="a folder of engines that machines share, such as s3://bucket/engines (default: "
+        "SINGLECARD_REMOTE_CACHE, or none)",
+    )
+    group.add_argument(
+        "--signing-key",
+        type=Path,
+        metavar="FILE",
+        help="the secret that shared engines are signed with (default: SINGLECARD_SIGNING_KEY)",
+    )
 
 
 def add_cache_dir(parser: argparse._ActionsContainer) -> None:
@@ -183,7 +205,11 @@ def options_from(given: argparse.Namespace) -> Options:
         "exclude_ops",
         "exclude_modules",
         "workspace_bytes",
+        "memory_budget",
         "cache_dir",
+        "cache_limit",
+        "remote_cache",
+        "signing_key",
     )
     values = {name: getattr(given, name) for name in names}
     options = Options.parse({name: value for name, value in values.items() if value is not None})
@@ -206,9 +232,7 @@ def size_from_text(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: it is no size.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]*)", text.strip().lower())
-    if match is None or match[2] not in _UNITS:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no size: write a number of bytes, or a unit with it, such as 500MB or 2GB"
-        )
-    return round(float(match[1]) * _UNITS[match[2]])
+    try:
+        return bytes_from_text(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

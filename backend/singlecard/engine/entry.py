@@ -65,8 +65,11 @@ class Entry:
         if self._held is not None:
             return self._held.share()
         try:
-            return Hold(open_file(self.plan))
-        except OSError as error:
+            held = Hold(open_file(self.plan))
+            if not held.is_at(self.plan):
+                raise FileNotFoundError(errno.ENOENT, "it was just removed", str(self.plan))
+            return held
+        except (OSError, Damaged) as error:
             raise CacheError(
                 f"the engine {self.plan} cannot be opened ({error}): another process may have "
                 "removed it. Run again, and it is built again"
@@ -86,6 +89,7 @@ class Opened:
 
         Raises:
             Damaged: it has not.
+            FileNotFoundError: it was removed or replaced before it could be held.
             OtherFormat: it is of another release.
             OSError: it could not be looked at.
         """
@@ -93,6 +97,9 @@ class Opened:
             manifest = self._manifest()
             held = Hold(open_file(PLAN, self.descriptor))
         try:
+            # Only from now on it cannot be removed: it may have been, between opening and holding.
+            if identity_of(self.path) != self.identity:
+                raise FileNotFoundError(errno.ENOENT, "it was just removed", str(self.path))
             with _faults():
                 if held.size != manifest["plan_bytes"]:
                     raise Damaged(f"{held.size} bytes instead of {manifest['plan_bytes']}")

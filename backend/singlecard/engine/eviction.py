@@ -8,6 +8,7 @@ that was ahead for a while keeps nothing for ever.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,9 @@ from singlecard.engine.locking import Unsupported, lock_descriptor
 
 #: Nanoseconds between two uses, where the clock does not tell them apart.
 _STEP = 1_000_000
+
+#: What opening a plan answers where there is none, or something else in its place.
+_NO_PLAN = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO}
 
 
 def last_use(path: Path) -> int:
@@ -48,8 +52,8 @@ def removable(path: Path, when_unknown: bool) -> Iterator[bool]:
     try:
         # NFS locks a file exclusively only where it is open for writing.
         descriptor = os.open(path / PLAN, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:  # there is no plan that anybody could hold
-        yield True
+    except OSError as error:
+        yield error.errno in _NO_PLAN  # where there is none, nobody holds it
         return
     try:
         try:

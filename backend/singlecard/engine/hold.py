@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 from pathlib import Path
 
-from singlecard.engine.locking import Unsupported, lock_descriptor
+from singlecard.engine.locking import Unsupported, is_at, lock_descriptor
 from singlecard.hashing import hasher_for
 
 #: Bytes that are read at a time: as fast as a memory map, and a bad disk raises instead of killing
@@ -25,13 +24,12 @@ class Hold:
     def __init__(self, descriptor: int) -> None:
         """Take over an open file.
 
-        Raises:
-            FileNotFoundError: somebody is just removing it.
+        Somebody may be about to remove it, or have removed it: `is_at` tells, and holds from then
+        on. That takes moments, so it is waited for.
         """
         self._descriptor: int | None = descriptor
         try:
-            if not lock_descriptor(descriptor, shared=True):
-                raise FileNotFoundError(errno.ENOENT, "it is just being removed")
+            lock_descriptor(descriptor, shared=True, wait=True)
         except Unsupported:
             pass
         except BaseException:
@@ -48,6 +46,10 @@ class Hold:
     @property
     def size(self) -> int:
         return os.fstat(self.descriptor).st_size
+
+    def is_at(self, path: Path) -> bool:
+        """Tell whether this is the file that a path names now."""
+        return is_at(self.descriptor, path)
 
     def share(self) -> Hold:
         """Return another hold of the same file, which lasts as long as it is itself not closed."""

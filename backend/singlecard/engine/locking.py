@@ -56,7 +56,7 @@ class Lock:
             return
         descriptor, self._descriptor = self._descriptor, None
         with contextlib.suppress(OSError):
-            if _is_at(descriptor, self.path):
+            if is_at(descriptor, self.path):
                 self.path.unlink()
         if self.real:
             with contextlib.suppress(OSError):  # a forked child may have the descriptor too
@@ -94,7 +94,7 @@ def _attempt(path: Path, wait: bool) -> Lock | None:
             taken = lock_descriptor(descriptor, wait=wait)
         except Unsupported:
             real, taken = False, True
-        if taken and _is_at(descriptor, path):
+        if taken and is_at(descriptor, path):
             return Lock(path, descriptor, real)
     except BaseException:
         os.close(descriptor)
@@ -103,7 +103,7 @@ def _attempt(path: Path, wait: bool) -> Lock | None:
     return None
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
     """Tell whether an open file is the one that a path names now."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))

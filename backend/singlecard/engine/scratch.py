@@ -35,12 +35,14 @@ def scratch(folder: Path, prefix: str) -> Iterator[Path]:
         lock.release()
 
 
-def sweep(folder: Path, pattern: re.Pattern[str]) -> int:
+def sweep(folder: Path, pattern: re.Pattern[str], *, asked: bool = False) -> int:
     """Remove what dead processes left; return how many names there were.
 
     Args:
         folder: where to look.
         pattern: matches the stem of every name that is ours, and no other.
+        asked: whether the user asked for it: where the file system has no locks, and the dead look
+            like the living, nothing is removed otherwise.
     """
     count = 0
     for stem in {name.stem for name in _leftovers(folder) if pattern.fullmatch(name.stem)}:
@@ -51,7 +53,7 @@ def sweep(folder: Path, pattern: re.Pattern[str]) -> int:
         if lock is None:
             continue
         try:
-            if lock.real:  # without locks, the dead look like the living
+            if lock.real or asked:
                 count += os.path.lexists(folder / f"{stem}.tmp")
                 remove_tree(folder / f"{stem}.tmp")
         finally:

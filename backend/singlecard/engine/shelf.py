@@ -38,6 +38,7 @@ from singlecard.engine.hold import Hold
 from singlecard.engine.locking import take, try_take
 from singlecard.engine.scratch import remove_tree, scratch, sweep
 from singlecard.errors import CacheError
+from singlecard.observe import events
 
 log = logging.getLogger("singlecard.cache")
 
@@ -95,6 +96,8 @@ class Shelf:
                             continue  # it was replaced while it was read
                         return Lookup(None, reason)
             except FileNotFoundError:
+                if os.path.lexists(path):
+                    continue
                 return Lookup(None, f"{path} is not there")
             except OtherFormat as error:
                 return Lookup(None, f"{error}: another release of singlecard wrote it", True)
@@ -119,7 +122,7 @@ class Shelf:
         except OSError as error:
             log.info("%s; it cannot be set aside: %s", reason, error)
         else:
-            log.info("%s; set aside as %s", reason, aside.name)
+            events.record_damaged(path.name, f"{reason}; set aside as {aside.name}")
         return True
 
     @contextmanager
@@ -288,7 +291,8 @@ class Shelf:
                 break
             if entry.digest in keep or not self.remove(entry.folder, asked=asked, used=used):
                 continue
-            log.info("removed %s (%d bytes) to keep to the limit", entry.folder, entry.size)
+            if not asked:
+                events.record_evicted(entry.digest, entry.size)
             removed.append(entry)
             total -= entry.size
         return removed
@@ -307,7 +311,7 @@ class Shelf:
                 count += self.remove(path, asked=True)
         for path in self._named(_MEMORY):
             remove_tree(path)
-        self.sweep()
+        sweep(self.folder, _STEM, asked=True)
         return count
 
     def is_other_format(self, path: Path) -> bool:
