@@ -12,8 +12,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from singlecard.artifact.exporting import ExportReport, export
+    from singlecard.artifact.loading import Loaded, load
     from singlecard.background import wait_for_builds
     from singlecard.errors import (
+        ArtifactError,
         BuildError,
         CacheError,
         CalibrationError,
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from singlecard.options import Options
     from singlecard.precision.table import CalibrationTable
     from singlecard.report.explain import Explanation, explain
+    from singlecard.report.memory_plan import plan_memory
+    from singlecard.report.memory_rows import MemoryPlan
     from singlecard.report.verify import VerifyReport, verify
     from singlecard.warning import SinglecardWarning
     from singlecard_calib.calibrate import calibrate, calibrating
@@ -43,6 +48,9 @@ _HOMES = {
     "CalibrationTable": "singlecard.precision.table",
     "Counters": "singlecard.observe",
     "Explanation": "singlecard.report.explain",
+    "ExportReport": "singlecard.artifact.exporting",
+    "Loaded": "singlecard.artifact.loading",
+    "MemoryPlan": "singlecard.report.memory_rows",
     "Options": "singlecard.options",
     "SinglecardWarning": "singlecard.warning",
     "VerifyReport": "singlecard.report.verify",
@@ -50,7 +58,10 @@ _HOMES = {
     "calibrating": "singlecard_calib.calibrate",
     "counters": "singlecard.observe",
     "explain": "singlecard.report.explain",
+    "export": "singlecard.artifact.exporting",
+    "load": "singlecard.artifact.loading",
     "merge_tables": "singlecard_calib.merge",
+    "plan_memory": "singlecard.report.memory_plan",
     "prune": "singlecard_calib.pruning",
     "round_weights": "singlecard_calib.weight_rounding",
     "search_precision": "singlecard_calib.search",
@@ -59,6 +70,7 @@ _HOMES = {
     "wait_for_builds": "singlecard.background",
     **dict.fromkeys(
         (
+            "ArtifactError",
             "BuildError",
             "CacheError",
             "CalibrationError",
@@ -77,6 +89,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ArtifactError",
     "BuildError",
     "CacheError",
     "CalibrationError",
@@ -85,8 +98,11 @@ __all__ = [
     "Counters",
     "EvaluationError",
     "Explanation",
+    "ExportReport",
     "FlavourError",
+    "Loaded",
     "LoweringError",
+    "MemoryPlan",
     "ModelError",
     "OptionError",
     "Options",
@@ -99,7 +115,10 @@ __all__ = [
     "calibrating",
     "counters",
     "explain",
+    "export",
+    "load",
     "merge_tables",
+    "plan_memory",
     "prune",
     "round_weights",
     "search_precision",

@@ -1,8 +1,9 @@
 """The command line: the verbs of the library from a shell.
 
 Exit status: 0 done; 1 the answer is no (``verify`` found another answer, ``build`` no engine,
-or a job of a build file failed, ``cache verify`` a damaged one, ``cache explain`` that one is
-missing, ``doctor`` that nothing can be built); 2 the input is bad; 3 an error of singlecard's own.
+or a job of a build file failed, ``plan`` that nothing fits, ``cache verify`` a damaged engine,
+``cache explain`` that one is missing, ``doctor`` that nothing can be built); 2 the input is bad;
+3 an error of singlecard's own.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import traceback
 from collections.abc import Sequence
 
 from singlecard import __version__
-from singlecard.commands import build, cache, calibrate, doctor, explain, verify
+from singlecard.commands import build, cache, calibrate, doctor, explain, export, plan, verify
 from singlecard.commands.answer import Answer, print_answer, print_document
 from singlecard.commands.arguments import Parser
 from singlecard.commands.quiet import quiet
 from singlecard.errors import SinglecardError
 
-_VERBS = (build, verify, explain, calibrate, cache, doctor)
+_VERBS = (build, verify, explain, plan, calibrate, export, cache, doctor)
 _BAD_INPUT, _OWN_ERROR, _INTERRUPTED = 2, 3, 130
 
 

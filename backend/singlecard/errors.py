@@ -9,6 +9,7 @@ SinglecardError
 ├── LoweringError      a graph could not become a TensorRT network
 ├── BuildError         TensorRT refused to build a network
 ├── CacheError         the engine cache cannot be read or written
+├── ArtifactError      an artifact is damaged, of another release, or cannot be written
 ├── EvaluationError    the reference evaluator cannot run a network
 ├── ModelError         MODEL on the command line does not lead to a model
 └── RuntimeFailure     an engine could not be loaded or run
@@ -51,6 +52,10 @@ class BuildError(SinglecardError):
 
 class CacheError(SinglecardError, OSError):
     """The engine cache cannot be read or written."""
+
+
+class ArtifactError(SinglecardError, ValueError):
+    """An artifact is damaged, of another release, wrongly signed, or cannot be written."""
 
 
 class EvaluationError(SinglecardError):

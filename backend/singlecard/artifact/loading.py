@@ -1,0 +1,355 @@
+"""``singlecard.load``: an artifact becomes a callable with the contract of its model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from singlecard import __version__
+from singlecard.artifact.archive import COPY_AGAIN, Archive
+from singlecard.artifact.manifest import FORMAT, signature_refusal
+from singlecard.artifact.plans import StoredPlan
+from singlecard.artifact.programs import UnknownOp, Unsafe, program_from_bytes
+from singlecard.artifact.remainder import segment_runner
+from singlecard.artifact.signature import Caller, signature_from_plain
+from singlecard.artifact.structure import structure_from_text
+from singlecard.artifact.tensors import read_tensor
+from singlecard.capture.plain import NotPlain
+from singlecard.engine.signing import read_key
+from singlecard.errors import ArtifactError, FlavourError, RuntimeFailure
+from singlecard.network.flavour import flavour_name, flavour_version
+from singlecard.precision.table import CalibrationTable
+from singlecard.recipe import binding_from_plain, wiring_from_plain
+from singlecard.report.origin import first_line
+from singlecard.runtime.device import card_refusal, target_of
+from singlecard.runtime.engine import EngineRunner
+from singlecard.runtime.executable import Executable
+from singlecard.runtime.ranged import in_range
+from singlecard.runtime.runners import Runner
+from singlecard.runtime.wiring import Constant
+from singlecard.targets import PORTABLE
+
+log = logging.getLogger("singlecard")
+
+
+@dataclass(frozen=True)
+class StoredEngine:
+    """What is known of an engine in an artifact."""
+
+    digest: str
+    bytes: int
+    kernels: int
+    scratch_bytes: int
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    signing_key: str | os.PathLike[str] | None = None,
+) -> Loaded:
+    """Return what runs the model in an artifact of `singlecard.export`.
+
+    Nothing of the model's source is needed, and nothing in the file is run as code. Engines are
+    mapped from the file, and checked when they are first used.
+
+    Args:
+        path: the artifact.
+        device: where its model runs. None: the current CUDA device if there is one, or the CPU.
+        signing_key: a file with the secret that the artifact must be signed with. None:
+            ``SINGLECARD_SIGNING_KEY``, which names a file, or no check.
+
+    Raises:
+        ArtifactError: the file is damaged, of another release, wrongly signed, or of another
+            TensorRT.
+        OptionError: the key's file cannot be used.
+        FlavourError: it has engines, no program for the whole model, and TensorRT is missing.
+
+    Example:
+        >>> import torch, singlecard
+        >>> model, args = torch.nn.Linear(8, 4).eval(), (torch.ones(2, 8),)
+        >>> report = singlecard.export(model, args, path="linear.singlecard", fallback=True)
+        >>> singlecard.load("linear.singlecard", device="cpu")(*args).shape
+        torch.Size([2, 4])
+    """
+    archive = Archive(Path(path).expanduser())
+    try:
+        given = signing_key or os.environ.get("SINGLECARD_SIGNING_KEY")
+        if given:
+            _check_signature(archive, read_key(Path(given).expanduser()))
+        manifest = _manifest(archive)
+        where = torch.device(device) if device is not None else _usual_device()
+        if where.type == "cuda" and where.index is None:
+            where = torch.device("cuda", torch.cuda.current_device())
+        try:
+            return Loaded(archive, manifest, where)
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            IndexError,
+            AttributeError,
+            StopIteration,
+        ) as error:
+            if isinstance(error, ArtifactError):
+                raise
+            raise archive.damaged(f"its manifest makes no sense: {error!r}") from error
+    except BaseException:
+        archive.close()
+        raise
+
+
+def _usual_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _check_signature(archive: Archive, key: bytes) -> None:
+    refusal = signature_refusal(archive.manifest, archive.signature, key)
+    if refusal:
+        raise ArtifactError(
+            f"the artifact {archive.path} {refusal}. It is not loaded: export it again with the "
+            "option signing_key, or load it with the key that it was signed with"
+        )
+
+
+def _manifest(archive: Archive) -> dict[str, Any]:
+    try:
+        manifest = json.loads(archive.manifest)
+        found, versions = manifest["format"], dict(manifest["versions"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise archive.damaged(f"its manifest cannot be read: {error!r}") from error
+    if found != FORMAT:
+        age = "a newer" if isinstance(found, int) and found > FORMAT else "another"
+        raise ArtifactError(
+            f"the artifact {archive.path} has format {found}, of {age} release (singlecard "
+            f"{versions.get('singlecard')}); this is singlecard {__version__}, which reads format "
+            f"{FORMAT}: update singlecard, or export the model again with this one"
+        )
+    archive.expected = dict(manifest["members"])
+    for name in archive.expected:
+        archive.check_length(name)
+    return manifest  # type: ignore[no-any-return]
+
+
+class Loaded:
+    """A model from an artifact: call it like the model.
+
+    It computes no gradients. What the model keeps between calls, such as a cache, belongs to this
+    object alone.
+
+    Attributes:
+        path: the artifact.
+        device: where it runs.
+        inputs: names of the leaves of the arguments, and what each takes.
+        engines: the engines in it.
+        targets: cards that they were built for; empty for portable ones.
+        precision: what they compute with.
+        versions: of singlecard, PyTorch and TensorRT that it was exported with.
+        calibration: the calibration table, if there is one.
+        refusal: why engines cannot run here, or None.
+    """
+
+    def __init__(self, archive: Archive, manifest: Mapping[str, Any], device: torch.device) -> None:
+        """Prepare to run; see `load`."""
+        self.path, self.device = archive.path, device
+        self.versions: dict[str, str] = dict(manifest["versions"])
+        self.targets: tuple[str, ...] = tuple(manifest["targets"])
+        self.precision = str(manifest["precision"])
+        self._archive, self._manifest = archive, manifest
+        self.engines = tuple(
+            StoredEngine(
+                digest,
+                int(manifest["members"][f"engines/{digest}.plan"]["bytes"]),
+                int(facts["kernels"]),
+                int(facts["scratch_bytes"]),
+            )
+            for digest, facts in manifest["engines"].items()
+        )
+        signature = signature_from_plain(manifest["signature"])
+        self.inputs = tuple((item.name, signature.describe(item)) for item in signature.inputs)
+        self._caller = Caller(signature, str(self.path))
+        self._results = structure_from_text(signature.results, f"the answers of {self.path}")
+        self._varying = tuple(map(int, manifest["varying"]))
+        self._passed = tuple((int(place), int(source)) for place, source in manifest["passed"])
+        self._has_fallback = manifest["fallback"] is not None
+        self.refusal = self._refusal()
+        self._state = self._initial_state()
+        # Calls of a model that writes to its own tensors take turns.
+        self._turn = threading.Lock() if self._state else nullcontext()
+        self._making = threading.Lock()
+        self._executable = self._make_executable() if self.refusal is None else None
+        self._whole: Callable[..., Any] | None = None
+        self._told: set[str] = set()
+
+    @property
+    def calibration(self) -> CalibrationTable | None:
+        name = self._manifest["calibration"]
+        return (
+            None
+            if name is None
+            else CalibrationTable.from_dict(json.loads(self._archive.read(name)))
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model.
+
+        Raises:
+            OptionError: the arguments are not those that the model was exported for.
+            RuntimeFailure: engines cannot run them, and the artifact has no program of the model.
+            ArtifactError: the file turns out to be damaged.
+        """
+        leaves = self._caller.leaves(args, kwargs)
+        self._caller.check(leaves, self.device)
+        with torch.no_grad(), self._turn:
+            if self._executable is None:
+                assert self.refusal is not None
+                return self._call_whole(leaves, self.refusal)
+            given = [*self._state.values(), *(leaves[place] for place in self._varying)]
+            try:
+                results = self._executable(given)
+            except RuntimeFailure as error:
+                return self._call_whole(leaves, str(error))
+            for place, source in self._passed:
+                results[place] = given[source]
+            return pytree.tree_unflatten(results[: self._results.num_leaves], self._results)
+
+    def check(self) -> None:
+        """Compare every engine with its checksum now, instead of when it is first used.
+
+        Raises:
+            ArtifactError: the file is damaged.
+        """
+        for engine in self.engines:
+            with StoredPlan(self._archive, f"engines/{engine.digest}.plan").mapped():
+                pass
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the tensors that calls write to, by the names that the model has for them."""
+        return dict(self._state)
+
+    def reset(self) -> None:
+        """Give those tensors the values that they had when the model was exported."""
+        with torch.no_grad(), self._turn:
+            for name, value in self._initial_state().items():
+                self._state[name].copy_(value)
+
+    def _initial_state(self) -> dict[str, torch.Tensor]:
+        return {
+            str(held["name"]): read_tensor(self._archive, held, self.device)
+            for held in self._manifest["state"]
+        }
+
+    def _refusal(self) -> str | None:
+        """Return why engines cannot run; raise where it is no matter of cards."""
+        if not self.engines:
+            return None
+        try:
+            here = flavour_name(), flavour_version()
+        except FlavourError as error:
+            if not self._has_fallback:
+                raise
+            return str(error)
+        built = self.versions["flavour"], self.versions["tensorrt"]
+        if here != built:
+            text = (
+                f"the engines of the artifact {self.path} are for {' '.join(built)}, and this is "
+                f"{' '.join(here)}: install that one, or export the model again with this one"
+            )
+            if not self._has_fallback:
+                raise ArtifactError(text)
+            return text
+        refusal = card_refusal([torch.empty(0, device=self.device)])
+        if refusal is not None:
+            return refusal
+        target, able = target_of(self.device), self.targets or PORTABLE
+        if target not in able:
+            return f"its engines are for {', '.join(able)}, and {self.device} is {target}"
+        return None
+
+    def _make_executable(self) -> Executable:
+        manifest, archive = self._manifest, self._archive
+        try:
+            wiring = wiring_from_plain(manifest["wiring"])
+            runners = [self._runner(step) for step in manifest["steps"]]
+        except NotPlain as error:
+            raise ArtifactError(
+                f"the artifact {self.path} asks for what this PyTorch ({torch.__version__}) does "
+                f"not have ({error}); it was exported with PyTorch {self.versions['torch']}: "
+                f"install that, or {COPY_AGAIN}"
+            ) from error
+        constants = {
+            int(slot): Constant(read_tensor(archive, held, self.device), self.device)
+            for slot, held in manifest["constants"].items()
+        }
+        return Executable(dataclasses.replace(wiring, constants=constants), runners, [])
+
+    def _runner(self, step: Mapping[str, Any]) -> Runner:
+        if "engine" not in step:
+            return segment_runner(self._program(step["program"]))
+        binding = binding_from_plain(step["binding"])
+        binding = dataclasses.replace(binding, device=self.device)
+        plan = StoredPlan(self._archive, step["engine"])
+        return in_range(EngineRunner(plan, binding), binding, None)
+
+    def _program(self, name: str) -> torch.export.ExportedProgram:
+        content = self._archive.read(name)
+        try:
+            return program_from_bytes(content, self.device)
+        except Unsafe as error:
+            raise ArtifactError(
+                f"the artifact {self.path} holds, in {name}, {error}, which singlecard.export does "
+                "not write: it is not loaded. Get it from who exported it, or export the model "
+                "again"
+            ) from error
+        except UnknownOp as error:
+            raise ArtifactError(
+                f"{name} of the artifact {self.path} calls {error}, which nothing has registered "
+                "in this process: import the library that defines it (torchvision, say) before "
+                "singlecard.load"
+            ) from error
+        except Exception as error:  # fails in many ways
+            raise ArtifactError(
+                f"{name} of the artifact {self.path} cannot be read by PyTorch {torch.__version__} "
+                f"({first_line(error)}); it was exported with {self.versions['torch']}: install "
+                f"that, or export the model again with this one"
+            ) from error
+
+    def _call_whole(self, leaves: Sequence[Any], reason: str) -> Any:
+        """Run the model as a program of PyTorch's, and say so once."""
+        if not self._has_fallback:
+            raise RuntimeFailure(
+                f"the artifact {self.path} cannot run: {reason}. Run it where its engines can, or "
+                "export the model with fallback=True, for PyTorch to answer"
+            )
+        if reason not in self._told:
+            self._told.add(reason)
+            log.warning("%s: the model of %s runs in PyTorch", reason, self.path)
+        with self._making:
+            if self._whole is None:
+                self._whole = self._make_whole()
+        args, kwargs = pytree.tree_unflatten(leaves, self._caller.spec)
+        return self._whole(*args, **kwargs)
+
+    def _make_whole(self) -> Callable[..., Any]:
+        module = self._program(self._manifest["fallback"]).module(check_guards=False)
+        for name, value in self._state.items():  # one state, whatever computes
+            path, _, last = name.rpartition(".")
+            setattr(module.get_submodule(path), last, value)
+        return module
+
+    def __str__(self) -> str:
+        from singlecard.artifact.table import loaded_table
+        from singlecard.report.tables import text_of
+
+        return text_of(loaded_table(self))
