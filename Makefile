@@ -20,6 +20,7 @@ lint: .venv/installed-test
 .venv/installed-%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt -e ".[$*]"
+	$(BIN)/python -m pip install -c constraints.txt --no-deps tensorrt-stubs
 	touch $@
 
 clean:

@@ -26,6 +26,7 @@ from singlecard.observe.topics import topic
 from singlecard.options import Options
 from singlecard.recalled import Recall
 from singlecard.runtime.device import card_refusal, target_of
+from singlecard.runtime.torch_tensorrt import load_torch_tensorrt
 from singlecard.session import Graph, Session
 from singlecard.warning import warn_once
 
@@ -63,6 +64,8 @@ def compile_graph(
     if execution == "engine" and chosen.targets is None:
         device = next(x.device for x in examples if isinstance(x, torch.Tensor) and x.is_cuda)
         chosen = dataclasses.replace(chosen, targets=(target_of(device),))
+    if execution == "engine" and chosen.runtime == "torch_tensorrt":
+        load_torch_tensorrt()
     session = Session(chosen, execution, build)
     return compile_in(session, module, examples, remembers=build)
 

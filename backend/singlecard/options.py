@@ -29,6 +29,8 @@ Execution = Literal["auto", "engine", "reference", "eager"]
 
 Build = Literal["now", "background", "never"]
 
+Runtime = Literal["tensorrt", "torch_tensorrt"]
+
 Fallback = Literal["eager", "inductor"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -36,6 +38,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "execution": get_args(Execution),
     "build": get_args(Build),
     "fallback": get_args(Fallback),
+    "runtime": get_args(Runtime),
 }
 
 
@@ -75,6 +78,8 @@ class Options:
         fallback: what runs the parts that engines do not: ``"eager"`` PyTorch, or ``"inductor"``,
             PyTorch's own compiler, for whole graphs where no card serves engines too. Calls that an
             engine cannot take run in eager PyTorch in any case.
+        runtime: ``"tensorrt"`` runs engines itself; ``"torch_tensorrt"`` through Torch-TensorRT's
+            C++ runtime, whose modules ``torch.export`` can save.
         strict: raise instead of leaving a part of the model to eager PyTorch.
         demote_float64: compute the model's float64 parts in FP32, which engines have. Without it
             they stay in eager PyTorch.
@@ -115,6 +120,7 @@ class Options:
     targets: tuple[str, ...] | None = None
     execution: Execution = "auto"
     fallback: Fallback = "eager"
+    runtime: Runtime = "tensorrt"
     strict: bool = False
     demote_float64: bool = False
     build: Build = "now"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import sympy
 import torch
@@ -23,13 +24,13 @@ from singlecard.engine.build import (
     key_parts,
     trial_report,
 )
-from singlecard.engine.cache import Cache
+from singlecard.engine.cache import Cache, StoreError
 from singlecard.engine.cards import cards_of
 from singlecard.engine.cost import LAUNCH
 from singlecard.engine.memory import recall, remember
 from singlecard.engine.plan_report import PlanReport
 from singlecard.engine.remote import RemoteTier
-from singlecard.errors import BuildError, LoweringError
+from singlecard.errors import BuildError, LoweringError, RuntimeFailure
 from singlecard.lowering.call import op_name
 from singlecard.lowering.cards import target_refusal
 from singlecard.lowering.lower import Lowered, NodeRefused, lower
@@ -59,6 +60,10 @@ from singlecard.runtime.engine import EngineRunner
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.ranged import in_range
 from singlecard.runtime.runners import Runner, eager_runner, pytorch_runner, reference_runner
+from singlecard.runtime.torch_tensorrt import (
+    TorchTensorRTRunner,
+    describe,
+)
 from singlecard.targets import check_types
 
 
@@ -133,6 +138,7 @@ class Session:
             options.precision == "tf32",
             options.workspace_bytes,
             options.sparse_weights,
+            weight_streaming=options.memory_budget is not None,
         )
 
     @functools.cached_property
@@ -143,7 +149,7 @@ class Session:
             OptionError: ``SINGLECARD_CACHE_LIMIT`` is no size.
         """
         options = self.options
-        return Cache(options.cache_dir, options.cache_limit_bytes, fallback=not options.strict)
+        return Cache(options.cache_dir, options.cache_limit, fallback=not options.strict)
 
     @functools.cached_property
     def remote(self) -> RemoteTier | None:
@@ -343,6 +349,8 @@ class Session:
                 lowered = lower(program, segment, spans)
         except NodeRefused as error:
             raise _Refused([error.node], str(error)) from error
+        except BuildError as error:
+            raise _Refused(segment.nodes, str(error)) from error
         except Exception as error:
             raise _Refused(segment.nodes, _fault("lowering", error)) from error
         engine = self._engine(lowered, segment) if self.build else None
@@ -355,10 +363,21 @@ class Session:
         run: Runner
         if self.execution == "engine":
             assert engine is not None
-            run = EngineRunner(engine.plan, binding, held)
+            run = self._engine_runner(engine.plan, binding, held, segment)
         else:
             run = reference_runner(lowered, binding)
         return segment, in_range(run, binding, instead)
+
+    def _engine_runner(
+        self, plan: Path, binding: Binding, held: object, segment: Segment
+    ) -> Runner:
+        if self.options.runtime == "tensorrt":
+            return EngineRunner(plan, binding, held)
+        try:
+            described = describe(segment, binding)
+            return TorchTensorRTRunner(plan, binding, held, described=described)
+        except RuntimeFailure as error:
+            raise _Refused(segment.nodes, str(error)) from error
 
     def _engine(self, lowered: Lowered, segment: Segment) -> Engine:
         try:
@@ -373,7 +392,7 @@ class Session:
                         raise _Refused(segment.nodes, words)
                     return engine
                 return get_engine(lowered, self.settings, cache, self.progress, parts, remote)
-        except (BuildError, LoweringError) as error:
+        except (BuildError, LoweringError, StoreError) as error:
             raise _Refused(segment.nodes, str(error)) from error
 
     def _insist(self, fallback: Sequence[Fallback]) -> None:

@@ -24,7 +24,8 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> Answer:
-    from singlecard.report.installation import builds_for_other_cards, inspect_installation
+    from singlecard.network.versions import builds_for_other_cards
+    from singlecard.report.installation import inspect_installation
     from singlecard.report.tables import facts_table
 
     findings = inspect_installation(given.cache_dir)

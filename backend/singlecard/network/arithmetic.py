@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 
 from singlecard.network.core import Core, Number
-from singlecard.network.flavour import tensorrt
+from singlecard.network.flavour import trt
 from singlecard.network.tensor import Tensor
 
 
@@ -53,12 +53,12 @@ class Arithmetic(Core):
         if x.ndim == rank:
             return x
         shape = (1,) * (rank - x.ndim) + x.shape
-        layer = self.add("shuffle", x.handle)
         if shape.count(-1) <= 1:
+            layer = self.layer(self.definition.add_shuffle, x.handle)
             layer.reshape_dims = shape
             return self.output_of(layer)
-        layer = self.add("unsqueeze", x.handle, self.axes(range(rank - x.ndim)).handle)
-        return self.output_of(layer)
+        axes = self.axes(range(rank - x.ndim))
+        return self.output_of(self.layer(self.definition.add_unsqueeze, x.handle, axes.handle))
 
     def axes(self, values: Any) -> Tensor:
         """Return a 1-D int32 constant: the form in which some layers take axes."""
@@ -70,19 +70,21 @@ class Arithmetic(Core):
     def binary(self, operation: str, a: Tensor, b: Tensor) -> Tensor:
         """Apply an ``ElementWiseOperation`` to operands of one type, broadcasting."""
         a, b = self.align(a, b)
-        kind = getattr(tensorrt().ElementWiseOperation, operation)
-        return self.output_of(self.add("elementwise", a.handle, b.handle, kind))
+        kind = getattr(trt.ElementWiseOperation, operation)
+        return self.output_of(self.layer(self.definition.add_elementwise, a.handle, b.handle, kind))
 
     def unary(self, operation: str, x: Tensor) -> Tensor:
         """Apply a ``UnaryOperation``."""
-        kind = getattr(tensorrt().UnaryOperation, operation)
-        return self.output_of(self.add("unary", x.handle, kind))
+        kind = getattr(trt.UnaryOperation, operation)
+        return self.output_of(self.layer(self.definition.add_unary, x.handle, kind))
 
     def activation(
         self, kind: str, x: Tensor, alpha: float | None = None, beta: float | None = None
     ) -> Tensor:
         """Apply an ``ActivationType``, with its parameters where it has any."""
-        layer = self.add("activation", x.handle, getattr(tensorrt().ActivationType, kind))
+        layer = self.layer(
+            self.definition.add_activation, x.handle, getattr(trt.ActivationType, kind)
+        )
         if alpha is not None:
             layer.alpha = alpha
         if beta is not None:
@@ -92,7 +94,9 @@ class Arithmetic(Core):
     def where(self, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Choose from ``a`` where ``condition`` is true, from ``b`` elsewhere, broadcasting."""
         condition, a, b = self.align(condition, a, b)
-        return self.output_of(self.add("select", condition.handle, a.handle, b.handle))
+        return self.output_of(
+            self.layer(self.definition.add_select, condition.handle, a.handle, b.handle)
+        )
 
     def logical_not(self, x: Tensor) -> Tensor:
         return self.unary("NOT", x)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 from singlecard.errors import BuildError
-from singlecard.network.flavour import tensorrt
+from singlecard.network.flavour import trt
 from singlecard.network.net import Net
+from singlecard.network.versions import set_targets
 
 
 class Ranged(Protocol):
@@ -34,12 +35,14 @@ class BuildSettings:
         tf32: let FP32 matrix products and convolutions round to TF32.
         workspace_bytes: limit for scratch memory, or None.
         sparse_weights: let the builder use kernels for weights with 2:4 sparsity.
+        weight_streaming: make a plan whose weights may stay in host memory until they are needed.
     """
 
     targets: tuple[str, ...] = ()
     tf32: bool = False
     workspace_bytes: int | None = None
     sparse_weights: bool = False
+    weight_streaming: bool = False
 
     def parts(self) -> dict[str, str]:
         """Return the settings as named texts, for a digest."""
@@ -48,6 +51,7 @@ class BuildSettings:
             "tf32": str(self.tf32),
             "workspace_bytes": str(self.workspace_bytes),
             "sparse_weights": str(self.sparse_weights),
+            "weight_streaming": str(self.weight_streaming),
         }
 
 
@@ -57,9 +61,7 @@ Progress = Callable[[str, int, int], None]
 
 @functools.cache
 def _monitor_class() -> type:
-    trt = tensorrt()
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         """Hands the builder's phases to a callback."""
 
         def __init__(self, report: Progress) -> None:
@@ -84,9 +86,7 @@ def _monitor_class() -> type:
 
 @functools.cache
 def _writer_class() -> type:
-    trt = tensorrt()
-
-    class Writer(trt.IStreamWriter):  # type: ignore[misc, name-defined]
+    class Writer(trt.IStreamWriter):  # type: ignore[misc]
         """Hands the plan to a file piece by piece, so that it is never whole in memory."""
 
         def __init__(self, file: BinaryIO) -> None:
@@ -117,16 +117,17 @@ def build_plan(
         BuildError: TensorRT refused, with its own words.
         OSError: the file could not be written.
     """
-    trt = tensorrt()
     config = net.builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    _set_targets(config, settings.targets)
+    set_targets(config, settings.targets)
     if settings.tf32:
         config.set_flag(trt.BuilderFlag.TF32)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)
     if settings.sparse_weights:
         config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    if settings.weight_streaming:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if settings.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
     if profiles:
@@ -145,17 +146,3 @@ def build_plan(
     if not done:
         raise BuildError(f"TensorRT could not build the network: {net.messages.last_problem()}")
     return net.messages.entries[first:]
-
-
-def _set_targets(config: Any, targets: Sequence[str]) -> None:
-    trt = tensorrt()
-    if not targets:
-        return
-    if not hasattr(trt, "ComputeCapability"):
-        raise BuildError(
-            "this TensorRT builds for the card at hand only: "
-            "install tensorrt-rtx to build for other cards"
-        )
-    config.num_compute_capabilities = len(targets)
-    for index, target in enumerate(targets):
-        config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)

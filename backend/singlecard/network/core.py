@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from singlecard.errors import LoweringError
-from singlecard.network.flavour import tensorrt
+from singlecard.network import versions
+from singlecard.network.flavour import trt
 from singlecard.network.logger import Messages, new_logger
 from singlecard.network.tensor import Tensor
 from singlecard.network.types import INT4, torch_from_trt, trt_from_torch
 
 Number = bool | int | float
+
+Arguments = ParamSpec("Arguments")
+Layer = TypeVar("Layer")
 
 #: Characters that mean something in TensorRT's joined metadata.
 _UNSAFE = {ord(character): None for character in "[]\x1f\n"}
@@ -24,11 +28,12 @@ class Core:
     """Owns one ``INetworkDefinition``, and every array behind its constants."""
 
     def __init__(self) -> None:
-        trt = tensorrt()
         self.messages = Messages()
         self.logger = new_logger(self.messages)
-        self.builder: Any = trt.Builder(self.logger)
-        self.definition: Any = self.builder.create_network(0)
+        self.builder: trt.Builder = versions.new_builder(self.logger, self.messages)
+        self.definition: trt.INetworkDefinition = self.builder.create_network(
+            versions.network_flags()
+        )
         # TensorRT does not copy what stands behind a Weights object: it must outlive the build.
         self._arrays: list[torch.Tensor] = []
         self._constants: dict[tuple[Any, ...], Tensor] = {}
@@ -46,12 +51,26 @@ class Core:
             self._scope = outer
 
     def add(self, kind: str, *args: Any) -> Any:
-        """Call ``add_<kind>`` and return the layer, named after the scope.
+        """Call ``add_<kind>`` and return the layer; for kinds that not every TensorRT has.
+
+        Raises:
+            LoweringError: as `layer` does.
+        """
+        return self.layer(getattr(self.definition, "add_" + kind), *args)
+
+    def layer(
+        self,
+        make: Callable[Arguments, Layer],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Layer:
+        """Call a method of the definition and return its layer, named after the scope.
 
         Raises:
             LoweringError: TensorRT refused the layer; the message carries TensorRT's own words.
         """
-        layer = getattr(self.definition, "add_" + kind)(*args)
+        kind = make.__name__.removeprefix("add_")
+        layer = make(*args, **kwargs)
         if layer is None:
             raise LoweringError(
                 f"TensorRT refused a {kind} layer for {self._scope or 'the network'}: "
@@ -69,7 +88,7 @@ class Core:
         # constant is shared, and would carry its first user's path into the others' kernels.
         layer.metadata = f"[{self._scope}]" if self._scope and kind != "constant" else ""
 
-    def wrap(self, handle: Any) -> Tensor:
+    def wrap(self, handle: trt.ITensor) -> Tensor:
         """Return the facade's value for a TensorRT tensor."""
         try:
             shape = tuple(handle.shape)
@@ -80,7 +99,7 @@ class Core:
             ) from error
         return Tensor(handle, shape, torch_from_trt(handle.dtype))
 
-    def output_of(self, layer: Any, index: int = 0) -> Tensor:
+    def output_of(self, layer: trt.ILayer, index: int = 0) -> Tensor:
         return self.wrap(layer.get_output(index))
 
     def input(self, name: str, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
@@ -91,7 +110,7 @@ class Core:
         """Declare a network output. A tensor that is an input or an output already is passed on."""
         handle = tensor.handle
         if handle.is_network_input or handle.is_network_output:
-            handle = self.add("identity", handle).get_output(0)
+            handle = self.layer(self.definition.add_identity, handle).get_output(0)
         handle.name = name
         self.definition.mark_output(handle)
 
@@ -101,10 +120,12 @@ class Core:
         if value.numel() and key in self._constants:
             return self._constants[key]
         array = value.detach().to("cpu").contiguous()
-        weights = tensorrt().Weights(
+        weights = trt.Weights(
             trt_from_torch(array.dtype), array.data_ptr() if array.numel() else 0, array.numel()
         )
-        tensor = self.output_of(self.add("constant", tuple(array.shape), weights))
+        tensor = self.output_of(
+            self.layer(self.definition.add_constant, tuple(array.shape), weights)
+        )
         self._arrays += [value, array]
         self._constants[key] = tensor
         self._values[id(tensor)] = array
@@ -117,8 +138,10 @@ class Core:
             return self._constants[key]
         pairs = codes.detach().to("cpu").contiguous().flatten().view(-1, 2)
         array = (pairs[:, 0] & 15) | (pairs[:, 1] << 4)
-        weights = tensorrt().Weights(trt_from_torch(INT4), array.data_ptr(), 2 * array.numel())
-        tensor = self.output_of(self.add("constant", tuple(codes.shape), weights))
+        weights = trt.Weights(trt_from_torch(INT4), array.data_ptr(), 2 * array.numel())
+        tensor = self.output_of(
+            self.layer(self.definition.add_constant, tuple(codes.shape), weights)
+        )
         self._arrays += [codes, array]
         self._constants[key] = tensor
         return tensor
@@ -140,4 +163,4 @@ class Core:
         """Return ``x`` in another type, with PyTorch's conversion rules."""
         if x.dtype == dtype:
             return x
-        return self.output_of(self.add("cast", x.handle, trt_from_torch(dtype)))
+        return self.output_of(self.layer(self.definition.add_cast, x.handle, trt_from_torch(dtype)))

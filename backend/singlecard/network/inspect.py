@@ -9,9 +9,10 @@ from types import MappingProxyType
 from typing import Any
 
 from singlecard.errors import LoweringError
-from singlecard.network.flavour import tensorrt
+from singlecard.network.flavour import trt
 from singlecard.network.inspect_layers import ATTENTION_FIELDS, LAYER_FIELDS, LayerFields
 from singlecard.network.inspect_weights import WeightView, view_weights
+from singlecard.network.versions import check_typing
 
 #: What an attribute of a layer can be; an enumeration's value is its name.
 Plain = int | float | bool | str | tuple[int, ...] | tuple[float, ...] | None
@@ -105,23 +106,24 @@ class NetworkView:
     debug_tensors: tuple[int, ...]
 
 
-def view_network(network: Any) -> NetworkView:
+def view_network(network: trt.INetworkDefinition) -> NetworkView:
     """Return a view of an ``INetworkDefinition``, with all layers, attributes and weights.
 
     Weights are not copied: the view is valid as long as the network and the arrays behind its
     weights are alive.
 
     Raises:
-        LoweringError: the network holds a layer that TensorRT itself calls invalid, or one of a
-            kind that singlecard does not know.
+        LoweringError: the network is weakly typed, or holds a layer that TensorRT itself calls
+            invalid, or one of a kind that singlecard does not know.
     """
+    check_typing(network)
     return _Reader(network).read()
 
 
 class _Reader:
     """Reads one network; holds the TensorRT objects met, so that one object means one tensor."""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: trt.INetworkDefinition) -> None:
         self._network = network
         self._tensors: dict[int, tuple[Any, TensorView]] = {}
         self._owners: dict[str, dict[int, tuple[Any, int]]] = {}
@@ -147,7 +149,7 @@ class _Reader:
             debug_tensors=tuple(self._debug),
         )
 
-    def _tensor(self, raw: Any) -> TensorView:
+    def _tensor(self, raw: trt.ITensor) -> TensorView:
         known = self._tensors.get(id(raw))
         if known is not None:
             return known[1]
@@ -170,7 +172,7 @@ class _Reader:
         name = raw.name
         if fields is None:
             raise LoweringError(
-                f"layer {name!r} is of kind {kind}, which TensorRT {tensorrt().__version__} has "
+                f"layer {name!r} is of kind {kind}, which TensorRT {trt.__version__} has "
                 "and singlecard does not know: use a TensorRT named in the documentation"
             )
         inputs = tuple(
@@ -178,7 +180,7 @@ class _Reader:
             for tensor in map(raw.get_input, range(raw.num_inputs))
         )
         outputs = tuple(self._tensor(raw.get_output(i)) for i in range(raw.num_outputs))
-        raw.__class__ = getattr(tensorrt(), fields.class_name)
+        raw.__class__ = getattr(trt, fields.class_name)
         attributes = {
             role: None if _is_given(inputs, place) else _plain(_get(raw, role))
             for role, place in _readable(fields)
@@ -203,7 +205,7 @@ class _Reader:
         return owner
 
 
-def _mark(output: Any) -> str:
+def _mark(output: trt.ITensor) -> str:
     marks = {"execution": output.is_execution_tensor, "shape": output.is_shape_tensor}
     return " and ".join(mark for mark, is_set in marks.items() if is_set)
 
@@ -229,7 +231,7 @@ def _readable(fields: LayerFields) -> tuple[tuple[str, int | None], ...]:
 
     Older versions lack some.
     """
-    layer_class, by_input = getattr(tensorrt(), fields.class_name), dict(fields.by_input)
+    layer_class, by_input = getattr(trt, fields.class_name), dict(fields.by_input)
     return tuple(
         (role, by_input.get(role)) for role in fields.attributes if hasattr(layer_class, role)
     )
@@ -247,12 +249,12 @@ def _plain(value: Any) -> Plain:
     """A property's value without TensorRT types."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, tensorrt().DataType):
+    if isinstance(value, trt.DataType):
         return _dtype_name(value)
     name = getattr(value, "name", None)
     if isinstance(name, str):
         return name
-    if isinstance(value, tensorrt().Dims):
+    if isinstance(value, trt.Dims):
         dims: tuple[int, ...] = value[:]
         return dims
     return tuple(value)
@@ -273,7 +275,7 @@ def _cut_permutations(
 
 def _weights_dtype(value: Any) -> str:
     dtype = value.dtype
-    return _dtype_name(dtype) if isinstance(dtype, tensorrt().DataType) else str(dtype)
+    return _dtype_name(dtype) if isinstance(dtype, trt.DataType) else str(dtype)
 
 
 def _dtype_name(dtype: Any) -> str:
@@ -283,5 +285,5 @@ def _dtype_name(dtype: Any) -> str:
 @functools.cache
 def _dtype_table() -> Mapping[int, str]:
     """Type names by TensorRT's number: looking a member's name up costs several times more."""
-    members = tensorrt().DataType.__members__
+    members = trt.DataType.__members__
     return {int(member): _DTYPE_NAMES[name] for name, member in members.items()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from singlecard.errors import LoweringError
-from singlecard.network.flavour import tensorrt
+from singlecard.network.flavour import trt
 
 #: Bits of one element of each type that weights can have.
 BITS = {
@@ -74,14 +74,14 @@ def view_weights(weights: Any, dtype: str) -> WeightView:
     which the Python one points to. What stands beside it in that place is compared with what the
     Python object says, so that a TensorRT with another layout raises and is not misread.
     """
-    holder = weights if isinstance(weights, tensorrt().Weights) else weights.base
+    holder = weights if isinstance(weights, trt.Weights) else weights.base
     if holder is None:  # NumPy was given nothing to look at: there are no weights.
         return WeightView(dtype, 0, 0)
     struct_address = ctypes.c_void_p.from_address(id(holder) + object.__basicsize__).value
     struct = _WeightsStruct.from_address(struct_address or 0)
     if struct.type != int(holder.dtype) or struct.count != holder.size:
         raise LoweringError(
-            f"TensorRT {tensorrt().__version__} lays out its Weights objects in an unknown way, so "
+            f"TensorRT {trt.__version__} lays out its Weights objects in an unknown way, so "
             f"{dtype} weights cannot be read: use a version named in the documentation"
         )
     return WeightView(dtype, int(holder.size), struct.values or 0)

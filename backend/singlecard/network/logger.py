@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Any
 
-from singlecard.network.flavour import tensorrt
+from singlecard.network.flavour import trt
 
 log = logging.getLogger("singlecard.tensorrt")
 
@@ -32,21 +31,19 @@ class Messages:
 
 @functools.cache
 def _logger_class() -> type:
-    trt = tensorrt()
-
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Logger(trt.ILogger):  # type: ignore[misc]
         """Forwards to `Messages`. TensorRT calls it from several threads."""
 
         def __init__(self, messages: Messages) -> None:
             super().__init__()
             self.messages = messages
 
-        def log(self, severity: Any, text: str) -> None:
+        def log(self, severity: trt.ILogger.Severity, text: str) -> None:
             self.messages.add(severity.name, text)
 
     return Logger
 
 
-def new_logger(messages: Messages) -> Any:
+def new_logger(messages: Messages) -> trt.ILogger:
     """Return a TensorRT logger that writes to ``messages``. Keep it as long as what it made."""
     return _logger_class()(messages)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from singlecard.network.flavour import tensorrt
+from singlecard.network.flavour import trt
 from singlecard.network.layers import Layers
+from singlecard.network.shapes import known
 from singlecard.network.tensor import Size, Tensor
 
 
@@ -39,8 +40,7 @@ class Sampling(Layers):
         scales: Sequence[float] | None = None,
     ) -> Tensor:
         """Resize to ``sizes``, or by ``scales``, which then also place the elements."""
-        trt = tensorrt()
-        layer = self.add("resize", x.handle)
+        layer = self.layer(self.definition.add_resize, x.handle)
         layer.resize_mode = getattr(trt.InterpolationMode, how.mode)
         layer.coordinate_transformation = getattr(trt.ResizeCoordinateTransformation, how.placing)
         layer.nearest_rounding = getattr(trt.ResizeRoundMode, how.rounding)
@@ -48,10 +48,12 @@ class Sampling(Layers):
             layer.cubic_coeff = how.cubic_coefficient
         if scales is not None:
             layer.scales = list(scales)
-        elif sizes is not None and all(isinstance(size, int) for size in sizes):
-            layer.shape = tuple(sizes)
         elif sizes is not None:
-            layer.set_input(1, self.shape_tensor(sizes).handle)
+            numbers = known(sizes)
+            if numbers is not None:
+                layer.shape = numbers
+            else:
+                layer.set_input(1, self.shape_tensor(sizes).handle)
         return self.output_of(layer)
 
     def grid_sample(
@@ -61,8 +63,7 @@ class Sampling(Layers):
 
         ``mode`` is an ``InterpolationMode``, ``border`` a ``SampleMode``: FILL, CLAMP or REFLECT.
         """
-        trt = tensorrt()
-        layer = self.add("grid_sample", x.handle, grid.handle)
+        layer = self.layer(self.definition.add_grid_sample, x.handle, grid.handle)
         layer.interpolation_mode = getattr(trt.InterpolationMode, mode)
         layer.sample_mode = getattr(trt.SampleMode, border)
         layer.align_corners = align_corners

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from singlecard.network.arithmetic import Arithmetic
-from singlecard.network.flavour import tensorrt
+from singlecard.network.flavour import trt
 from singlecard.network.tensor import Size, Tensor
 
 #: What changes nothing as the second operand.
@@ -25,6 +25,12 @@ _KNOWN_SIZES: dict[str, Callable[[int, int], int]] = {
 }
 
 
+def known(sizes: Sequence[Size]) -> tuple[int, ...] | None:
+    """Return sizes as numbers, or None where one of them is only known when the engine runs."""
+    numbers = tuple(size for size in sizes if isinstance(size, int))
+    return numbers if len(numbers) == len(sizes) else None
+
+
 class Shapes(Arithmetic):
     """Sizes, reshape, permute, expand, slice, concatenate."""
 
@@ -35,8 +41,8 @@ class Shapes(Arithmetic):
             return x.shape[axis]
         key = ("size", id(x.handle), axis)
         if key not in self._constants:
-            shape = self.output_of(self.add("shape", x.handle))
-            layer = self.add("slice", shape.handle, (axis,), (1,), (1,))
+            shape = self.output_of(self.layer(self.definition.add_shape, x.handle))
+            layer = self.layer(self.definition.add_slice, shape.handle, (axis,), (1,), (1,))
             self._constants[key] = self.output_of(layer)
             self._constants[("sized", id(x.handle))] = x  # an id is only good while its owner lives
         return self._constants[key]
@@ -46,8 +52,9 @@ class Shapes(Arithmetic):
 
     def shape_tensor(self, sizes: Sequence[Size]) -> Tensor:
         """Return sizes as one 1-D int64 tensor."""
-        if all(isinstance(size, int) for size in sizes):
-            return self.constant(torch.tensor(list(sizes), dtype=torch.int64))
+        numbers = known(sizes)
+        if numbers is not None:
+            return self.constant(torch.tensor(numbers, dtype=torch.int64))
         parts = [
             self.constant(torch.tensor([size])) if isinstance(size, int) else size for size in sizes
         ]
@@ -71,8 +78,9 @@ class Shapes(Arithmetic):
         """Return the int64 numbers 0, 1, 2, ... up to a length that may be dynamic."""
         if isinstance(length, int):
             return self.constant(torch.arange(length))
-        trt = tensorrt()
-        layer = self.add("fill", (1,), trt.FillOperation.LINSPACE, trt.DataType.INT64)
+        layer = self.layer(
+            self.definition.add_fill, (1,), trt.FillOperation.LINSPACE, trt.DataType.INT64
+        )
         layer.set_input(0, length.handle)
         layer.set_input(1, self.scalar(0, torch.int64).handle)
         layer.set_input(2, self.scalar(1, torch.int64, 1).handle)
@@ -80,15 +88,14 @@ class Shapes(Arithmetic):
 
     def reshape(self, x: Tensor, sizes: Sequence[Size]) -> Tensor:
         """Return ``x`` with another shape; one size may be -1."""
-        if all(isinstance(size, int) for size in sizes):
-            if x.is_static and tuple(sizes) == x.shape:
-                return x
-            layer = self.add("shuffle", x.handle)
-            layer.zero_is_placeholder = False
-            layer.reshape_dims = tuple(sizes)
-            return self.output_of(layer)
-        layer = self.add("shuffle", x.handle)
+        numbers = known(sizes)
+        if x.is_static and numbers == x.shape:
+            return x
+        layer = self.layer(self.definition.add_shuffle, x.handle)
         layer.zero_is_placeholder = False
+        if numbers is not None:
+            layer.reshape_dims = numbers
+            return self.output_of(layer)
         unknown = [index for index, size in enumerate(sizes) if isinstance(size, Tensor)]
         if len(unknown) == 1 and -1 not in sizes and x.shape.count(-1) <= 1:
             layer.reshape_dims = tuple(-1 if isinstance(s, Tensor) else s for s in sizes)
@@ -100,7 +107,7 @@ class Shapes(Arithmetic):
         order = tuple(axis % x.ndim for axis in order)
         if order == tuple(range(x.ndim)):
             return x
-        layer = self.add("shuffle", x.handle)
+        layer = self.layer(self.definition.add_shuffle, x.handle)
         layer.first_transpose = order
         return self.output_of(layer)
 
@@ -113,7 +120,9 @@ class Shapes(Arithmetic):
         axis %= x.ndim + 1
         if x.shape.count(-1) <= 1:
             return self.reshape(x, x.shape[:axis] + (1,) + x.shape[axis:])
-        return self.output_of(self.add("unsqueeze", x.handle, self.axes([axis]).handle))
+        return self.output_of(
+            self.layer(self.definition.add_unsqueeze, x.handle, self.axes([axis]).handle)
+        )
 
     def squeeze(self, x: Tensor, axes: Sequence[int]) -> Tensor:
         drop = {axis % x.ndim for axis in axes} if x.ndim else set()
@@ -122,7 +131,9 @@ class Shapes(Arithmetic):
             return x
         if kept.count(-1) <= 1:
             return self.reshape(x, kept)
-        return self.output_of(self.add("squeeze", x.handle, self.axes(sorted(drop)).handle))
+        return self.output_of(
+            self.layer(self.definition.add_squeeze, x.handle, self.axes(sorted(drop)).handle)
+        )
 
     def expand(self, x: Tensor, sizes: Sequence[Size]) -> Tensor:
         """Repeat extents of 1 up to ``sizes``; -1 keeps an extent."""
@@ -155,8 +166,10 @@ class Shapes(Arithmetic):
         def static(values: Sequence[Size]) -> tuple[int, ...]:
             return tuple(0 if isinstance(value, Tensor) else value for value in values)
 
-        layer: Any = self.add("slice", x.handle, static(starts), static(sizes), tuple(strides))
-        layer.mode = getattr(tensorrt().SampleMode, mode)
+        layer: Any = self.layer(
+            self.definition.add_slice, x.handle, static(starts), static(sizes), tuple(strides)
+        )
+        layer.mode = getattr(trt.SampleMode, mode)
         for index, values in ((1, starts), (2, sizes)):
             if any(isinstance(value, Tensor) for value in values):
                 layer.set_input(index, self.shape_tensor(values).handle)
@@ -178,6 +191,6 @@ class Shapes(Arithmetic):
     def concat(self, tensors: Sequence[Tensor], axis: int) -> Tensor:
         if len(tensors) == 1:
             return tensors[0]
-        layer = self.add("concatenation", [tensor.handle for tensor in tensors])
+        layer = self.layer(self.definition.add_concatenation, [tensor.handle for tensor in tensors])
         layer.axis = axis % tensors[0].ndim
         return self.output_of(layer)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+
+from singlecard.network.flavour import trt
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Tensor:
     """A tensor of the network: its TensorRT handle, its shape (-1 where dynamic) and its type."""
 
-    handle: Any
+    handle: trt.ITensor
     shape: tuple[int, ...]
     dtype: torch.dtype
 

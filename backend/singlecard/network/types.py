@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 
-from singlecard.network.flavour import tensorrt
+from singlecard.network.flavour import trt
 
 #: Four bits an element; PyTorch has the name, and nothing that computes with it.
 INT4: torch.dtype = torch.int4  # type: ignore[attr-defined]
@@ -35,9 +34,10 @@ COMPUTABLE = frozenset(_NAMES) - {
 
 
 @functools.cache
-def trt_from_torch(dtype: torch.dtype) -> Any:
+def trt_from_torch(dtype: torch.dtype) -> trt.DataType:
     """Return TensorRT's ``DataType`` for a PyTorch type. Raises ``KeyError`` where it has none."""
-    return getattr(tensorrt().DataType, _NAMES[dtype])
+    kind: trt.DataType = getattr(trt.DataType, _NAMES[dtype])
+    return kind
 
 
 @functools.cache
@@ -45,6 +45,6 @@ def _torch_from_trt_name(name: str) -> torch.dtype:
     return next(dtype for dtype, known in _NAMES.items() if known == name)
 
 
-def torch_from_trt(dtype: Any) -> torch.dtype:
+def torch_from_trt(dtype: trt.DataType) -> torch.dtype:
     """Return the PyTorch type of a TensorRT ``DataType``."""
     return _torch_from_trt_name(dtype.name)

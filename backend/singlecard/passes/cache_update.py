@@ -10,6 +10,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from singlecard.capture import ops
 from singlecard.capture.program import Program
+from singlecard.network.versions import has_cache_update
 from singlecard.passes.rule import is_call, replace, shape_of
 
 aten = torch.ops.aten
@@ -24,7 +25,7 @@ def name_cache_update(program: Program, node: fx.Node) -> bool:
     The index is one place, or ``start + [0, 1, 2, ...]``. PyTorch lets no index of ``index_copy``
     be negative, so the start is the first place. Nothing else may read the cache as it was.
     """
-    if not is_call(node, aten.index_copy.default):
+    if not has_cache_update() or not is_call(node, aten.index_copy.default):
         return False
     cache, dim, index, update = node.args
     if not isinstance(cache, fx.Node) or not isinstance(dim, int):

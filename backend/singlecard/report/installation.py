@@ -15,6 +15,7 @@ from singlecard import __version__
 from singlecard.engine.cache import Cache
 from singlecard.errors import CacheError, SinglecardError
 from singlecard.network.flavour import flavour_name, flavour_version, tensorrt
+from singlecard.network.versions import builds_for_other_cards
 from singlecard.report.plan_rows import format_bytes
 from singlecard.targets import TARGETS
 
@@ -47,11 +48,6 @@ def inspect_installation(cache_dir: Path | None = None) -> list[Finding]:
         _gpu(),
         _cache(Cache(cache_dir)),
     ]
-
-
-def builds_for_other_cards() -> bool:
-    """Tell whether the installed TensorRT builds for cards that are not in this machine."""
-    return hasattr(tensorrt(), "ComputeCapability")
 
 
 def _torch() -> Finding:

@@ -70,18 +70,39 @@ def tensor_places(segment: Segment) -> tuple[int, ...]:
     )
 
 
-def feeds_of(binding: Binding) -> Callable[[Sequence[Any]], Feeds]:
-    """Return what puts the values of a segment's inputs under the names of a network's inputs.
+#: Tensors that stand for numbers by their lengths alone, kept; more begin anew.
+_KEPT_LENGTHS = 256
 
-    A number becomes an empty-handed tensor of that length: engines take numbers by shapes alone.
+
+def tensors_of(binding: Binding) -> Callable[[Sequence[Any]], list[torch.Tensor]]:
+    """Return what gives a network's inputs, in the order of their names, for a segment's values.
+
+    A number becomes a tensor of that length whose content means nothing: engines take numbers by
+    shapes alone. So it is made once for each number.
     """
-    places = dict(zip(binding.input_names, binding.tensors, strict=False))
+    places, extents = binding.tensors, tuple(binding.extents.values())
+    if not extents:
+        return lambda values: [values[place] for place in places]
+    kept: dict[tuple[int, torch.device], torch.Tensor] = {}
 
-    def feed(values: Sequence[Any]) -> Feeds:
-        where = values[binding.tensors[0]].device if binding.tensors else binding.device
-        feeds = {name: values[place] for name, place in places.items()}
-        for name, place in binding.extents.items():
-            feeds[name] = torch.empty(int(values[place]), dtype=torch.bool, device=where)
-        return feeds
+    def length(size: int, device: torch.device) -> torch.Tensor:
+        tensor = kept.get((size, device))
+        if tensor is None:
+            if len(kept) >= _KEPT_LENGTHS:
+                kept.clear()
+            tensor = kept[size, device] = torch.empty(size, dtype=torch.bool, device=device)
+        return tensor
 
-    return feed
+    def tensors(values: Sequence[Any]) -> list[torch.Tensor]:
+        given = [values[place] for place in places]
+        device = given[0].device if given else binding.device
+        given.extend([length(int(values[place]), device) for place in extents])
+        return given
+
+    return tensors
+
+
+def feeds_of(binding: Binding) -> Callable[[Sequence[Any]], Feeds]:
+    """Return what puts the values of a segment's inputs under the names of a network's inputs."""
+    tensors, names = tensors_of(binding), binding.input_names
+    return lambda values: dict(zip(names, tensors(values), strict=True))

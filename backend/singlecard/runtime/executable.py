@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +14,39 @@ from singlecard.partition import Segment
 from singlecard.runtime.runners import Runner
 from singlecard.runtime.wiring import Slot, Wiring, map_slots, wiring_of
 
+_address = torch.Tensor.data_ptr
+_version = operator.attrgetter("_version")
 
-def _version(tensor: torch.Tensor) -> tuple[int, int]:
-    """Return what changes when a tensor is written to, or given other memory."""
-    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
+
+class _Frozen:
+    """The weights that were compiled in, and what changes when one is written to or moved.
+
+    A model has hundreds, and each call looks at all of them: so the loops here are C's.
+    """
+
+    def __init__(self, places: Sequence[int], weights: Sequence[torch.Tensor]) -> None:
+        self._get, self._weights = _getter(places), tuple(weights)
+        # Tensors made in inference mode do not count changes.
+        self._counted = [weight for weight in weights if not weight.is_inference()]
+        self._addresses = list(map(_address, self._weights))
+        self._versions = list(map(_version, self._counted))
+
+    def are_current(self, args: Sequence[Any]) -> bool:
+        return (
+            all(map(operator.is_, self._get(args), self._weights))
+            and list(map(_address, self._weights)) == self._addresses
+            and list(map(_version, self._counted)) == self._versions
+        )
+
+
+def _getter(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """Return what picks the items at these places."""
+    if len(places) > 1:
+        return operator.itemgetter(*places)
+    if not places:
+        return lambda args: ()
+    (only,) = places
+    return lambda args: (args[only],)
 
 
 def _memory(tensor: torch.Tensor) -> int:
@@ -37,12 +67,28 @@ class Executable:
             weights: the tensors that were compiled in, in the order of ``wiring.frozen``.
         """
         self.wiring = wiring
-        self._steps = list(zip(wiring.steps, runners, strict=True))
-        self._frozen = [
-            (place, tensor, _version(tensor))
-            for place, tensor in zip(wiring.frozen, weights, strict=True)
-        ]
+        self._arguments = _getter(wiring.positions)
+        given = set(wiring.arguments)
+        self._steps = []
+        for step, run in zip(wiring.steps, runners, strict=True):
+            plain = given.issuperset(step.inputs)
+            pick = operator.itemgetter(*step.inputs) if plain and len(step.inputs) > 1 else None
+            self._steps.append((step, run, pick))
+            given.update(step.outputs)
+        self._frozen = _Frozen(wiring.frozen, weights)
         self._kept = {_memory(item.value) for item in wiring.constants.values()}
+        self._first, self._last = (
+            len(wiring.results),
+            len(wiring.results) + len(wiring.mutations),
+        )
+        #: Slots of what the graph computes, where each is simply in a slot when all steps are done.
+        self._computed = self._plain_outputs(given)
+
+    def _plain_outputs(self, given: set[int]) -> list[int] | None:
+        outputs = self.wiring.outputs
+        numbers = [item.number for item in outputs if isinstance(item, Slot)]
+        simple = given.issuperset(numbers) and not self.wiring.constants.keys() & set(numbers)
+        return numbers if simple and len(numbers) == len(outputs) else None
 
     @classmethod
     def of(cls, program: Program, steps: Sequence[tuple[Segment, Runner]]) -> Executable:
@@ -52,36 +98,42 @@ class Executable:
 
     def is_current(self, args: Sequence[Any]) -> bool:
         """Tell whether the weights in ``args`` are the frozen ones, unchanged since."""
-        return all(
-            args[place] is tensor and _version(tensor) == version
-            for place, tensor, version in self._frozen
-        )
+        return self._frozen.are_current(args)
 
     def __call__(self, args: Sequence[Any]) -> list[Any]:
         wiring = self.wiring
-        values = {
-            slot: args[place]
-            for slot, place in zip(wiring.arguments, wiring.positions, strict=True)
-        }
-        for step, run in self._steps:
-            given = [
-                values[slot] if slot in values else self._size(slot, values) for slot in step.inputs
-            ]
-            for place, dtype in step.types:
-                given[place] = given[place].to(dtype)
+        arguments = self._arguments(args)
+        values: dict[int, Any] = dict(zip(wiring.arguments, arguments, strict=True))
+        for step, run, pick in self._steps:
+            given: Sequence[Any]
+            if pick is not None:
+                given = pick(values)
+            else:
+                given = [
+                    values[slot] if slot in values else self._size(slot, values)
+                    for slot in step.inputs
+                ]
+            if step.types:
+                given = list(given)
+                for place, dtype in step.types:
+                    given[place] = given[place].to(dtype)
             values.update(zip(step.outputs, run(given), strict=True))
-        computed = [self._value(item, values) for item in wiring.outputs]
-        first, last = len(wiring.results), len(wiring.results) + len(wiring.mutations)
-        arguments = [values[slot] for slot in wiring.arguments]
+        computed: list[Any]
+        if self._computed is not None:
+            computed = [values[slot] for slot in self._computed]
+        else:
+            computed = [self._value(item, values) for item in wiring.outputs]
+        first, last = self._first, self._last
         results = self._make_results(computed, arguments, computed[last:])
-        self._write_back(args, computed[first:last])
+        if first != last:
+            self._write_back(args, computed[first:last])
         return results
 
     def _make_results(
         self, computed: Sequence[Any], given: Sequence[Any], sizes: Sequence[Any]
     ) -> list[Any]:
         """Give results the layout and the memory that eager PyTorch gives them."""
-        taken = {_memory(arg) for arg in given if isinstance(arg, torch.Tensor)} | self._kept
+        taken: set[int] | None = None
         owners: dict[int, torch.Tensor] = {}
         results = []
         for value, result in zip(computed, self.wiring.results, strict=False):
@@ -91,13 +143,19 @@ class Executable:
             if result.owner is None:
                 results.append(value)
                 continue
-            if result.owner not in owners:
+            owner = owners.get(result.owner)
+            if owner is None:
                 owner = laid_out(value, result.order)
-                if owner.numel() and _memory(owner) in taken:
+                memory = _memory(owner)
+                if taken is None:
+                    taken = {_memory(arg) for arg in given if isinstance(arg, torch.Tensor)}
+                    taken |= self._kept
+                if memory in taken and owner.numel():
                     owner = owner.clone()  # rewrites made one of what are two in eager PyTorch
-                taken.add(_memory(owner))
+                    memory = _memory(owner)
+                taken.add(memory)
                 owners[result.owner] = owner
-            results.append(view_again(owners[result.owner], result.views, sizes))
+            results.append(view_again(owner, result.views, sizes) if result.views else owner)
         return results
 
     def _write_back(self, args: Sequence[Any], values: Sequence[Any]) -> None:
@@ -122,10 +180,10 @@ class Executable:
     def _value(self, item: Any, values: dict[int, Any]) -> Any:
         if not isinstance(item, Slot):
             return item
-        constant = self.wiring.constants.get(item.number)
+        number = item.number
+        constant = self.wiring.constants.get(number)
         if constant is not None:
             return constant.value.to(constant.device)
-        number = item.number
         return values[number] if number in values else self._size(number, values)
 
     def _size(self, slot: int, values: dict[int, Any]) -> Any:

@@ -13,6 +13,9 @@ from singlecard.runtime.runners import Runner
 
 log = topic("runtime")
 
+#: Combinations of sizes that are known to be in range; more begin anew.
+_KNOWN_SIZES = 1024
+
 
 def range_refusal(shapes: Mapping[str, Sequence[int]], profiles: Mapping[str, Profile]) -> str:
     """Return why shapes are outside of an engine's range, or '' where they are inside."""
@@ -32,7 +35,6 @@ def in_range(run: Runner, binding: Binding, instead: Runner | None) -> Runner:
         binding: how it is called, with the ranges of its inputs.
         instead: runs the same ops in PyTorch; None raises instead.
     """
-    places = dict(zip(binding.input_names, binding.tensors, strict=False))
     told: set[str] = set()
 
     def leave(reason: str, kind: str, values: Sequence[Any]) -> Sequence[Any]:
@@ -44,15 +46,30 @@ def in_range(run: Runner, binding: Binding, instead: Runner | None) -> Runner:
         return instead(values)
 
     def call(values: Sequence[Any]) -> Sequence[Any]:
-        if binding.profiles:
-            shapes = {name: values[place].shape for name, place in places.items()}
-            shapes |= {name: (int(values[place]),) for name, place in binding.extents.items()}
-            refusal = range_refusal(shapes, binding.profiles)
-            if refusal:
-                return leave(refusal, "range", values)
         try:
             return run(values)
         except RuntimeFailure as error:
             return leave(str(error), str(error), values)
 
-    return call
+    if not binding.profiles:
+        return call
+    places = dict(zip(binding.input_names, binding.tensors, strict=False))
+    ranged = [(name, place) for name, place in places.items() if name in binding.profiles]
+    numbers = [(name, place) for name, place in binding.extents.items() if name in binding.profiles]
+    inside: set[tuple[Any, ...]] = set()
+
+    def call_in_range(values: Sequence[Any]) -> Sequence[Any]:
+        sizes: list[Any] = [values[place].shape for _, place in ranged]
+        sizes += [(int(values[place]),) for _, place in numbers]
+        key = tuple(sizes)
+        if key not in inside:
+            names = [name for name, _ in (*ranged, *numbers)]
+            refusal = range_refusal(dict(zip(names, key, strict=True)), binding.profiles)
+            if refusal:
+                return leave(refusal, "range", values)
+            if len(inside) >= _KNOWN_SIZES:
+                inside.clear()
+            inside.add(key)
+        return call(values)
+
+    return call_in_range

@@ -15,6 +15,7 @@ from singlecard.lowering.conditions import arg, dtype, rank, when
 from singlecard.lowering.declaration import accepts, lowers
 from singlecard.lowering.ops.triangle import lower_triangle
 from singlecard.lowering.outputs import only_used
+from singlecard.network import versions
 from singlecard.network.net import Net
 from singlecard.network.tensor import Size, Tensor
 
@@ -60,7 +61,7 @@ def attention(
     minus infinity everywhere gives NaN, where PyTorch gives zero: a guard would cost a kernel.
     """
     sees = rows_see or attn_mask is None or _every_row_sees_something(net, attn_mask)
-    if not is_causal and _is_decoding(query, key, value):
+    if not is_causal and versions.has_attention() and _is_decoding(query, key, value):
         return _decode(net, query, key, value, attn_mask, scale, sees)
     return _written_out(
         net, query, key, value, attn_mask, is_causal, scale, sees, lambda x, place: x

@@ -1,0 +1,271 @@
+"""One execution context, prepared for one stream: a call sets only what changed since the last."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from singlecard.errors import RuntimeFailure
+from singlecard.network.allocator import Allocated
+from singlecard.network.card import Card
+from singlecard.network.flavour import trt
+from singlecard.network.logger import Messages
+
+#: TensorRT's rule for the addresses of inputs and outputs (NvInferRuntime.h, setTensorAddress).
+ALIGNMENT = 256
+
+#: Combinations of input shapes whose output shapes are remembered; more begin anew.
+_REMEMBERED = 1024
+
+_Shapes = tuple[torch.Size, ...]
+#: Shape and strides of an output; None where only the run tells.
+_Extent = tuple[tuple[int, ...], tuple[int, ...]] | None
+
+
+class Scratch(Protocol):
+    """Scratch memory that engines on one stream take turns with."""
+
+    lock: threading.Lock
+
+    #: Counts how often the memory was replaced.
+    generation: int
+
+    def reserve(self, size: int, allocate: Callable[[int], torch.Tensor]) -> tuple[int, int]:
+        """Return address and size of at least so many bytes; another block if it must be."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What an engine takes and gives, in the order of calls.
+
+    Attributes:
+        inputs, outputs: names.
+        input_types, output_types: element types.
+        in_place: for each output the place of the input whose memory it lies in, or None.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    input_types: tuple[torch.dtype, ...]
+    output_types: tuple[torch.dtype, ...]
+    in_place: tuple[int | None, ...]
+
+
+class Context:
+    """An execution context and what it was told last.
+
+    A context keeps addresses and shapes between calls, so whoever calls it holds `lock`.
+    """
+
+    def __init__(
+        self,
+        signature: Signature,
+        context: trt.IExecutionContext,
+        held: Any,
+        card: Card,
+        messages: Messages,
+        scratch_bytes: int,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            signature: of the engine.
+            context: TensorRT's own.
+            held: what must live as long as it.
+            card: where it runs.
+            messages: TensorRT's.
+            scratch_bytes: the scratch memory it must be given; 0 where it has its own, or none.
+        """
+        self._context = context
+        self._held = held  # freed behind the context
+        self._signature, self._card, self._messages = signature, card, messages
+        self._scratch_bytes = scratch_bytes
+        self._shapes: _Shapes | None = None
+        self._known: dict[_Shapes, tuple[_Extent, ...]] = {}
+        self._extents: tuple[_Extent, ...] = ()
+        self._addresses: dict[str, int] = {}
+        self._allocated: dict[str, Allocated] = {}
+        self._nothing: torch.Tensor | None = None
+        self._checks = tuple(zip(signature.inputs, signature.input_types, strict=True))
+        self._results = tuple(
+            zip(signature.outputs, signature.output_types, signature.in_place, strict=True)
+        )
+        self._writes = any(place is not None for place in signature.in_place)
+        self._own_lock = threading.Lock()
+        self.is_new = True
+        self.stream = 0
+        self.scratch: Scratch | None = None
+        self._generation = -1
+
+    def assign(self, stream: int, scratch: Scratch | None) -> None:
+        """Make this the context of a stream."""
+        self.stream, self.scratch, self._generation = stream, scratch, -1
+
+    @property
+    def lock(self) -> threading.Lock:
+        """What a caller holds: engines that share scratch memory take turns with it."""
+        return self._own_lock if self.scratch is None else self.scratch.lock
+
+    def __call__(self, values: Sequence[torch.Tensor], capturing: bool) -> list[torch.Tensor]:
+        """Launch the engine on the current stream, which is this context's.
+
+        Raises:
+            RuntimeFailure: an input does not fit, or the launch failed.
+            torch.OutOfMemoryError: there is no memory for the results, or for scratch.
+        """
+        given, copied = self._given(values)
+        shapes = tuple([value.shape for value in given])
+        if shapes != self._shapes:
+            self._set_shapes(shapes)
+        told, tell = self._addresses, self._context.set_tensor_address
+        for (name, _), value in zip(self._checks, given, strict=True):
+            address = value.data_ptr() or self._no_address()
+            if told.get(name) != address:
+                self._tell(tell, name, address)
+        results: list[torch.Tensor] = []
+        for (name, dtype, place), extent in zip(self._results, self._extents, strict=True):
+            if place is not None:
+                result = given[place]
+            elif extent is None:
+                continue
+            else:
+                result = self._card.empty(*extent, dtype=dtype)
+            results.append(result)
+            address = result.data_ptr() or self._no_address()
+            if told.get(name) != address:
+                self._tell(tell, name, address)
+        block = self._give_scratch(capturing)
+        if self.stream and not capturing:
+            self._card.keep(values)  # the caller may have made them on another stream
+        if not self._context.execute_async_v3(self.stream):
+            self._raise_launch_failure()
+        del block
+        if self._allocated:
+            results = self._with_allocated(results)
+        if self._writes:
+            results = self._written(values, copied, results)
+        return results
+
+    def _given(
+        self, values: Sequence[torch.Tensor]
+    ) -> tuple[Sequence[torch.Tensor], dict[int, torch.Tensor]]:
+        """Check inputs; return what TensorRT can read, and which of it are copies."""
+        device = self._card.device
+        copied: dict[int, torch.Tensor] = {}
+        for place, ((name, dtype), value) in enumerate(zip(self._checks, values, strict=True)):
+            if value.dtype != dtype or value.device != device:
+                raise RuntimeFailure(
+                    f"the engine's {name} takes {dtype} on {device}, got {value.dtype} on "
+                    f"{value.device}: move or convert it before the call"
+                )
+            if not value.is_contiguous() or value.data_ptr() % ALIGNMENT:
+                shape = tuple(value.shape)
+                copy = self._card.empty(shape, _contiguous(shape), dtype=dtype)
+                copied[place] = copy.copy_(value)
+        if not copied:
+            return values, copied
+        return [copied.get(place, value) for place, value in enumerate(values)], copied
+
+    def _set_shapes(self, shapes: _Shapes) -> None:
+        before, self._shapes = self._shapes, None  # unknown, should one of them be refused
+        for place, (name, _) in enumerate(self._checks):
+            shape = shapes[place]
+            if before is not None and before[place] == shape:
+                continue
+            if not self._context.set_input_shape(name, tuple(shape)):
+                raise RuntimeFailure(
+                    f"the engine's {name} does not take the shape {list(shape)}: "
+                    f"{self._messages.last_problem()}"
+                )
+        if shapes not in self._known:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[shapes] = tuple(self._extent(name) for name in self._signature.outputs)
+        self._extents, self._shapes = self._known[shapes], shapes
+
+    def _extent(self, name: str) -> _Extent:
+        shape = tuple(self._context.get_tensor_shape(name))
+        if -1 not in shape:
+            return shape, _contiguous(shape)
+        if name not in self._allocated:
+            allocated = Allocated(self._card)
+            if not self._context.set_output_allocator(name, allocated.callback):
+                raise RuntimeFailure(
+                    f"TensorRT takes no memory for the engine's {name}, whose shape only the run "
+                    f"tells: {self._messages.last_problem()}"
+                )
+            self._allocated[name] = allocated
+        return None
+
+    def _tell(self, tell: Callable[[str, int], bool], name: str, address: int) -> None:
+        self._addresses.pop(name, None)
+        if not tell(name, address):
+            raise RuntimeFailure(
+                f"TensorRT takes no memory for the engine's {name}: {self._messages.last_problem()}"
+            )
+        self._addresses[name] = address
+
+    def _no_address(self) -> int:
+        """Return an address for tensors without elements, which have none; nobody reads there."""
+        if self._nothing is None:
+            self._nothing = self._card.bytes(ALIGNMENT)
+        return self._nothing.data_ptr()
+
+    def _give_scratch(self, capturing: bool) -> torch.Tensor | None:
+        """Give scratch memory if it is another block than at the last call."""
+        size, scratch = self._scratch_bytes, self.scratch
+        if not size or scratch is None:
+            return None
+        if capturing:
+            # A graph keeps addresses: its memory comes from its own pool, and is never replaced.
+            block = self._card.bytes(size)
+            self._context.set_device_memory(block.data_ptr(), size)
+            self._generation = -1
+            return block
+        if self._generation != scratch.generation:
+            self._context.set_device_memory(*scratch.reserve(size, self._card.bytes))
+            self._generation = scratch.generation
+        return None
+
+    def _raise_launch_failure(self) -> None:
+        for allocated in self._allocated.values():
+            allocated.raise_failure()
+        raise RuntimeFailure(
+            f"TensorRT could not launch the engine: {self._messages.last_problem()}"
+        )
+
+    def _with_allocated(self, results: list[torch.Tensor]) -> list[torch.Tensor]:
+        rest = iter(results)
+        return [
+            self._allocated[name].take(dtype) if extent is None and place is None else next(rest)
+            for (name, dtype, place), extent in zip(self._results, self._extents, strict=True)
+        ]
+
+    def _written(
+        self,
+        values: Sequence[torch.Tensor],
+        copied: dict[int, torch.Tensor],
+        results: list[torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """Return inputs that were written to in the place of copies, with autograd told of it."""
+        for index, place in enumerate(self._signature.in_place):
+            if place is None:
+                continue
+            if place in copied:
+                values[place].copy_(copied[place])
+            else:
+                torch.autograd.graph.increment_version(values[place])
+            results[index] = values[place]
+        return results
+
+
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides of a contiguous tensor."""
+    strides = [1] * len(shape)
+    for axis in reversed(range(len(shape) - 1)):
+        strides[axis] = strides[axis + 1] * max(shape[axis + 1], 1)
+    return tuple(strides)

@@ -1,0 +1,57 @@
+"""Settings reach the builder, and do what is said of them."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+
+from singlecard.engine.plan_report import PlanReport, read_plan_log
+from singlecard.network.building import BuildSettings, build_plan
+from singlecard.network.net import Net
+from singlecard.options import Options
+from singlecard.session import Session
+
+
+def built(settings: BuildSettings, size: int = 256) -> tuple[bytes, PlanReport]:
+    net = Net()
+    weights = torch.randn(size, size, generator=torch.Generator().manual_seed(0)).half()
+    x = net.input("x", torch.float16, (8, size))
+    y = net.matmul(net.matmul(x, net.constant(weights)), net.constant(weights.flip(0)))
+    net.mark_output(y, "y")
+    file = io.BytesIO()
+    messages = build_plan(net, {}, settings, file)
+    return file.getvalue(), read_plan_log(messages, file.tell())
+
+
+def test_weight_streaming_reaches_the_plan() -> None:
+    """Without the flag an engine refuses every budget, on the card, after the build."""
+    plain, _ = built(BuildSettings(("sm89",)))
+    streamed, _ = built(BuildSettings(("sm89",), weight_streaming=True))
+    assert streamed != plain
+    assert built(BuildSettings(("sm89",), weight_streaming=True))[0] == streamed
+
+
+@pytest.mark.parametrize("targets", [(), ("sm89",), ("sm75",)])
+def test_weight_streaming_costs_nothing_in_the_plan(targets: tuple[str, ...]) -> None:
+    """`singlecard plan` relies on it, and says so in docs/memory.md (tensorrt_rtx 1.7.1.116)."""
+    _, plain = built(BuildSettings(targets))
+    _, streamed = built(BuildSettings(targets, weight_streaming=True))
+    assert streamed.weights_bytes == plain.weights_bytes
+    assert streamed.scratch_bytes == plain.scratch_bytes
+    assert streamed.engine_bytes == plain.engine_bytes
+    assert streamed.kernels_by_kind == plain.kernels_by_kind
+
+
+def test_weight_streaming_is_part_of_the_key() -> None:
+    """A cached engine without the flag would be taken for one that can stream."""
+    parts = [BuildSettings(weight_streaming=on).parts() for on in (False, True)]
+    assert {name for name in parts[0] if parts[0][name] != parts[1][name]} == {"weight_streaming"}
+
+
+def test_a_budget_asks_for_weight_streaming() -> None:
+    """The option is what users have; the flag is what the builder has."""
+    assert Session(Options.parse({"memory_budget": 0})).settings.weight_streaming
+    assert Session(Options.parse({"memory_budget": "8GiB"})).settings.weight_streaming
+    assert not Session(Options.parse({})).settings.weight_streaming
