@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
     "page",
     [
         "README.md",
+        "docs/artifacts.md",
         "docs/calibration.md",
         "docs/errors.md",
         "docs/observing.md",

@@ -31,6 +31,7 @@ def test_is_public_and_documented(kind: type[Exception]) -> None:
     [
         (errors.OptionError, ValueError),
         (errors.TargetError, errors.OptionError),
+        (errors.ArtifactError, ValueError),
         (errors.CalibrationError, ValueError),
         (errors.FlavourError, ImportError),
         (errors.CacheError, OSError),

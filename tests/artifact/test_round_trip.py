@@ -43,17 +43,13 @@ def digests(model: Any, *args: Any, **kwargs: Any) -> list[str]:
     return [engine.digest for graph in session.graphs for engine in graph.engines]
 
 
-#: A size of -1 is lowered as it is, and ``torch.export`` has put the extent in its place.
-_WRITTEN = pytest.mark.xfail(strict=True, reason="network.shapes does not work out a size of -1")
-
-
 @pytest.mark.parametrize(
     "name",
     [
         "net",
         "attending",
-        pytest.param("bert", marks=_WRITTEN),
-        pytest.param("llama", marks=_WRITTEN),
+        "bert",
+        "llama",
     ],
 )
 def test_the_engine_is_that_of_torch_compile(machine: Machine, name: str) -> None:

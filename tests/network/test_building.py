@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 import torch
 
 from singlecard.engine.plan_report import PlanReport, read_plan_log
+from singlecard.errors import OptionError
 from singlecard.network.building import BuildSettings, build_plan
 from singlecard.network.net import Net
 from singlecard.options import Options
@@ -55,3 +57,16 @@ def test_a_budget_asks_for_weight_streaming() -> None:
     assert Session(Options.parse({"memory_budget": 0})).settings.weight_streaming
     assert Session(Options.parse({"memory_budget": "8GiB"})).settings.weight_streaming
     assert not Session(Options.parse({})).settings.weight_streaming
+
+
+@pytest.mark.parametrize(("given", "size"), [("8GiB", 2**33), ("8GB", 8 * 10**9), (0, 0)])
+def test_budgets_are_bytes_or_texts(given: Any, size: int) -> None:
+    """Cards are sold in GiB: 7 percent more than in GB."""
+    assert Options.parse({"memory_budget": given}).memory_budget == size
+
+
+@pytest.mark.parametrize("value", ["", "GiB", "8GiBs", "-1GiB", "all", -1, 1.5, True, ["8GiB"]])
+def test_other_budgets_are_refused(value: Any) -> None:
+    """A budget that is misread is memory that another program had."""
+    with pytest.raises(OptionError, match="memory_budget"):
+        Options.parse({"memory_budget": value})

@@ -227,6 +227,14 @@ def test_sizes_are_remembered(tmp_path: Path) -> None:
     assert [row.scratch_bytes for row in first.rows] == [row.scratch_bytes for row in second.rows]
 
 
+def test_without_batches_that_of_the_examples_is_planned_too() -> None:
+    """A model that takes one batch only would have no row at all."""
+    planned = plan((Reshaped(), (torch.ones(2, 2),), {}), precisions=["fp16"])
+    assert [(row.batch, row.fits) for row in planned.rows] == [(1, False), (2, True), (8, True)]
+    module = nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (2, 2)))
+    assert [row.batch for row in plan((module, (torch.ones(3, 4),), {})).recommended] == [1, 3, 8]
+
+
 class Reshaped(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(x).reshape(2, -1, 2) * 2

@@ -35,7 +35,9 @@ def add_parser(verbs: Any) -> None:
         help="memory, such as 12GiB, or the name of a card, such as 'RTX 4070'",
     )
     group.add_argument(
-        "--batches", metavar="SIZES", help="extents of axis 0 of the inputs (default: 1,8)"
+        "--batches",
+        metavar="SIZES",
+        help="extents of axis 0 of the inputs (default: that of the examples, 1 and 8)",
     )
     group.add_argument(
         "--lengths",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -89,6 +90,9 @@ class Shapes(Arithmetic):
     def reshape(self, x: Tensor, sizes: Sequence[Size]) -> Tensor:
         """Return ``x`` with another shape; one size may be -1."""
         numbers = known(sizes)
+        if x.is_static and numbers is not None and -1 in numbers and 0 not in numbers:
+            others = -math.prod(numbers)  # worked out, so that two ways to write it are one network
+            numbers = tuple(math.prod(x.shape) // others if n == -1 else n for n in numbers)
         if x.is_static and numbers == x.shape:
             return x
         layer = self.layer(self.definition.add_shuffle, x.handle)

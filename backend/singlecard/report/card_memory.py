@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from singlecard.engine.cards import CARDS, Card, find_card
 from singlecard.errors import OptionError, TargetError
-from singlecard.memory_sizes import memory_from_text
+from singlecard.sizes import bytes_from_text
 
 
 def memory_of_card(card: str | int | Card) -> tuple[str, int, str | None]:
-    """Return how a card is called, its memory, and its target where it is one of the table."""
+    """Return how a card is called, its memory, and its target where it is one of the table.
+
+    Raises:
+        OptionError: it is neither a size with a unit nor a card that is known.
+    """
     if isinstance(card, Card):
         return card.name, card.memory_bytes, card.target
     if isinstance(card, str) and not card.strip().isdecimal():
         try:
-            return card.strip(), _positive(memory_from_text(card)), None
+            return card.strip(), _positive(bytes_from_text(card)), None
         except ValueError:
             pass
         try:
@@ -40,10 +44,15 @@ def _positive(size: int) -> int:
 
 
 def memory_from(name: str, value: str | int) -> int:
+    """Return a number of bytes that was given under a name.
+
+    Raises:
+        OptionError: it is no size.
+    """
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     try:
-        return memory_from_text(str(value) if isinstance(value, str) else "")
+        return bytes_from_text(str(value) if isinstance(value, str) else "")
     except ValueError as error:
         raise OptionError(
             f"{name} {value!r} is not valid: it takes bytes, or a text such as 500MiB"

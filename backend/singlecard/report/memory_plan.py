@@ -24,7 +24,7 @@ from singlecard.targets import check_types
 #: Best answers first: in this order precisions are recommended.
 PRECISIONS = ("fp16", "int8-weight", "int4-weight")
 
-#: Batches that are planned for where the caller names none.
+#: Batches that are planned for beside that of the examples, where the caller names none.
 BATCHES = (1, 8)
 
 #: Shares of the weights that stay on the card, for plans that do not fit with all of them.
@@ -60,8 +60,8 @@ def plan_memory(
             whose type engines are then for, unless ``options`` names targets.
         precisions: best answers first. ``"int8"`` and ``"fp8"`` need ``calibration``.
         dynamic_shapes: axes that vary, as for `verify`: plans are then of the whole range.
-        batches: extents of axis 0 of the inputs. None: 1 and 8; that of the examples where
-            ``dynamic_shapes`` is given.
+        batches: extents of axis 0 of the inputs. None: that of the examples, 1 and 8; the first
+            alone where ``dynamic_shapes`` is given.
         lengths: places of the model's cache, or else tokens. None: that of the examples.
         reserve: memory that is left to CUDA and PyTorch, half a GiB where it is not given.
         options: see `singlecard.Options`; ``precision`` and ``memory_budget`` are not looked at.
@@ -195,7 +195,7 @@ def _wanted(
 ) -> Iterator[Sizes]:
     own = sizes_of(work.args, work.kwargs)
     if batches is None and own.batch is not None and work.dynamic_shapes is None:
-        batches = BATCHES
+        batches = sorted({own.batch, *BATCHES})
     _check_sizes("batches", batches)
     _check_sizes("lengths", lengths)
     rows: Sequence[int | None] = batches or [own.batch]
