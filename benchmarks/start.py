@@ -14,6 +14,7 @@ holds, into memory, by one thread: the floor that a warm start is held against.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import tempfile
 import time
@@ -127,6 +128,7 @@ def measure_load(model: str, file: str) -> dict[str, float]:
         )
         singlecard.export(*case_of(model), file, options=options)
         return {}
+    importlib.import_module("transformers.modeling_outputs")  # classes of answers
     singlecard.load(tiny).check()
     clock = Clock()
     singlecard.load(file).check()

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
         "docs/artifacts.md",
         "docs/calibration.md",
         "docs/errors.md",
+        "docs/memory.md",
         "docs/observing.md",
         "docs/quantization.md",
         "docs/sharing.md",

@@ -29,6 +29,7 @@ from singlecard.recipe import Recipe, recipe_digest, recipe_from_plain, recipe_t
 from singlecard.runtime.engine import EngineRunner
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.ranged import in_range
+from singlecard.runtime.runners import Runner
 from singlecard.runtime.torch_tensorrt import TorchTensorRTRunner
 from singlecard.session import Graph, Session
 
@@ -100,9 +101,14 @@ class Recalled:
         self._lock = threading.Lock()
         self._captured: Callable[..., Any] | None = None
         self._told: set[str] = set()
-        kind = recall.session.options.runtime
-        runner = EngineRunner if kind == "tensorrt" else TorchTensorRTRunner
-        run = in_range(runner(entry.plan, recipe.binding, entry), recipe.binding, None)
+        session, binding = recall.session, recipe.binding
+        runner: Runner
+        if session.options.runtime == "tensorrt":
+            settings = session.runtime_settings
+            runner = EngineRunner(entry.plan, binding, entry, settings=settings)
+        else:
+            runner = TorchTensorRTRunner(entry.plan, binding, entry)
+        run = in_range(runner, binding, None)
         self._executable = Executable(wiring, [run], weights)
 
     def __call__(self, *args: Any) -> Any:

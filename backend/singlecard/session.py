@@ -36,6 +36,7 @@ from singlecard.lowering.cards import target_refusal
 from singlecard.lowering.lower import Lowered, NodeRefused, lower
 from singlecard.lowering.table import refusal
 from singlecard.network.building import BuildSettings, Progress
+from singlecard.network.runtime_settings import RuntimeSettings
 from singlecard.observe.topics import topic
 from singlecard.options import QUANTIZED, Options, types_of
 from singlecard.partition import Fallback, Partition, Segment, divide
@@ -140,6 +141,11 @@ class Session:
             options.sparse_weights,
             weight_streaming=options.memory_budget is not None,
         )
+
+    @property
+    def runtime_settings(self) -> RuntimeSettings:
+        """How engines are run."""
+        return RuntimeSettings(weight_budget=self.options.memory_budget)
 
     @functools.cached_property
     def cache(self) -> Cache:
@@ -372,7 +378,7 @@ class Session:
         self, plan: Path, binding: Binding, held: object, segment: Segment
     ) -> Runner:
         if self.options.runtime == "tensorrt":
-            return EngineRunner(plan, binding, held)
+            return EngineRunner(plan, binding, held, settings=self.runtime_settings)
         try:
             described = describe(segment, binding)
             return TorchTensorRTRunner(plan, binding, held, described=described)

@@ -25,7 +25,7 @@ NETWORKS: dict[Path, Lowered] = {}
 class Evaluated:
     """Stands in for an engine on a card: the arithmetic of the network that its plan is of."""
 
-    def __init__(self, plan: Path, binding: Binding, held: object) -> None:
+    def __init__(self, plan: Path, binding: Binding, held: object, **settings: Any) -> None:
         self.held = held
         self.run = reference_runner(NETWORKS[plan], binding)
 

@@ -31,7 +31,7 @@ def test_table(command: Command, model: Callable[[str], str], tmp_path: Path) ->
     done = command("export", model("partly_lowered"), file, "--min-block-size", 1)
     assert done.status == 0
     for words in ("partly.singlecard", "not signed", "special_bessel_j0", "float32 [4]"):
-        assert words in done.out
+        assert words.replace(" ", "") in "".join(done.out.split())  # a long path is folded
 
 
 def test_shapes(command: Command, model: Callable[[str], str], tmp_path: Path) -> None:

@@ -228,9 +228,9 @@ def test_limit_from_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_sizes_as_people_write_them() -> None:
     """A unit that is read wrong is a cache a thousand times too small."""
-    given = ("7", "7b", "1.5 GB", " 500MB ", "2tb", "3kb")
-    assert list(map(bytes_from_text, given)) == [7, 7, 1.5e9, 5e8, 2e12, 3e3]
-    for wrong in ("", "GB", "-1", "1 e3", "1GiB", "٣"):
+    given = ("7", "7b", "1.5 GB", " 500MB ", "2tb", "3kb", "1GiB")
+    assert list(map(bytes_from_text, given)) == [7, 7, 1.5e9, 5e8, 2e12, 3e3, 2**30]
+    for wrong in ("", "GB", "-1", "1 e3", "1GIBI", "٣"):
         with pytest.raises(ValueError, match="500MB or 8GiB"):
             bytes_from_text(wrong)
 

@@ -96,6 +96,7 @@ CHANGES: dict[str, tuple[Callable[[], dict[str, str]], set[str]]] = {
     "any card": (lambda: key(Net(), targets="portable"), {"targets"}),
     "scratch memory": (lambda: key(Net(), workspace_bytes=1 << 20), {"workspace_bytes"}),
     "sparse weights": (lambda: key(Net(), sparse_weights=True), {"sparse_weights"}),
+    "weight streaming": (lambda: key(Net(), memory_budget=0), {"weight_streaming"}),
 }  # fmt: skip
 
 

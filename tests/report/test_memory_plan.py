@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_streamed_as_little_as_needed(tmp_path: Path) -> No
     assert row.memory_budget == whole.weights_bytes // 2
     assert row.streamed_bytes == whole.weights_bytes - row.memory_budget
     assert row.stream_seconds == pytest.approx(row.streamed_bytes / LINK)
-    text = str(tight)
+    text = " ".join(str(tight).split())  # a narrow terminal folds notes
     assert f"memory_budget={row.memory_budget}" in text
     assert "only a card tells" in text and "assumed" in text
     module, args, kwargs = mlp(1)
