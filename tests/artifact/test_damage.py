@@ -272,7 +272,7 @@ def test_an_engine_with_a_library_in_it(artifact: Path) -> None:
         members[MANIFEST] = json.dumps(manifest).encode()
 
     rewritten(artifact, change)
-    refused(artifact, "a library whose code would run")
+    refused(artifact, "a plugin library, whose code would run")
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +37,7 @@ from singlecard.lowering.sizes import UNBOUNDED, expression
 from singlecard.network.building import Progress
 from singlecard.options import Options
 from singlecard.partition import Segment
-from singlecard.report.measure import copied
+from singlecard.report.measure import copied, cpu_convolutions
 from singlecard.report.origin import first_line, place_of
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.wiring import Wiring
@@ -115,7 +114,7 @@ def capture_model(
     env: Any = flat.mode.shape_env
     guards = 0 if env is None else len(env.guards)
     try:
-        with torch.no_grad(), _same_convolutions(), collection_paused(), tracing(context):
+        with torch.no_grad(), cpu_convolutions(choose=False), collection_paused(), tracing(context):
             capture(flat.module, flat.examples, compile_program)
     except CaptureError as error:
         raise ArtifactError(
@@ -179,19 +178,6 @@ def _as_module(model: Callable[..., Any]) -> nn.Module:
     return module
 
 
-@contextmanager
-def _same_convolutions() -> Iterator[None]:
-    """Keep PyTorch from choosing among CPU convolutions, which would split a batch at 16."""
-    before = torch._C._get_mkldnn_enabled(), torch._C._get_nnpack_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    torch._C._set_nnpack_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(before[0])
-        torch._C._set_nnpack_enabled(before[1])
-
-
 def _exported(
     module: nn.Module,
     args: tuple[Any, ...],
@@ -201,7 +187,12 @@ def _exported(
     # torch.export wants one mapping, from the names of parameters where it knows any
     dims = None if shapes is None else _combine_args(module, *shapes)
     try:
-        with torch.random.fork_rng(), torch.no_grad(), _same_convolutions(), collection_paused():
+        with (
+            torch.random.fork_rng(),
+            torch.no_grad(),
+            cpu_convolutions(choose=False),
+            collection_paused(),
+        ):
             return torch.export.export(module, args, kwargs, dynamic_shapes=dims, strict=False)
     except Exception as error:
         raise _uncaptured(error) from error

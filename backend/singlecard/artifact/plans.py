@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,8 +9,6 @@ from dataclasses import dataclass
 from singlecard.artifact.archive import Archive
 from singlecard.engine import signing
 from singlecard.errors import ArtifactError
-
-_MOST = signing._MOST_SECTIONS
 
 
 @dataclass(frozen=True)
@@ -43,16 +40,13 @@ class StoredPlan:
 
 def _check_contents(archive: Archive, member: str, view: memoryview) -> None:
     """Refuse what `singlecard.engine.signing.check_plan` refuses of a plan's own file."""
-    if not bytes(view[: len(signing._MAGIC)]) == signing._MAGIC:
+    head = bytes(view[: signing.HEAD])
+    if not signing.is_of_rtx(head):
         return  # of the other flavour, which loads no code from plans unless told to
-    if len(view) < signing._HEADER:
-        raise archive.damaged(f"{member} is cut short")
-    count, length = struct.unpack_from("<QQ", view, len(signing._MAGIC))
-    places = [signing._HEADER + signing._SECTION * at for at in range(min(count, _MOST))]
-    names = {bytes(view[place : place + len(signing._LIBRARY)]) for place in places}
-    if length != len(view) or not 1 <= count <= _MOST or names - signing._SECTIONS:
+    try:
+        signing.check_head(head, len(view))
+    except signing.Refused as error:
         raise ArtifactError(
-            f"the artifact {archive.path} holds, in {member}, more than an engine and its weights, "
-            "such as a library whose code would run: it is not loaded. Get it from who exported "
-            "it, or export the model again"
-        )
+            f"{member} of the artifact {archive.path} {error}: it is not loaded. Get it from who "
+            "exported it, or export the model again"
+        ) from error

@@ -42,6 +42,9 @@ _SECTIONS = {b"NGNE\0\0\0\0", b"THGW\0\0\0\0"}
 _LIBRARY = b"NGLP\0\0\0\0"
 _MOST_SECTIONS = 64
 
+#: Bytes at the beginning of a plan that say what it carries.
+HEAD = _HEADER + _SECTION * _MOST_SECTIONS
+
 
 class Refused(Exception):
     """An engine that is not loaded. The message goes on where the file's name ends.
@@ -168,14 +171,27 @@ def check_plan(plan: Path) -> None:
         OSError: it cannot be read.
     """
     with plan.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        header = file.read(_HEADER)
-        if len(header) < _HEADER or not header.startswith(_MAGIC):
-            raise Refused("code", "is no plan of TensorRT-RTX, so what it carries is not known")
-        count, length = struct.unpack_from("<QQ", header, len(_MAGIC))
-        if length != size:
-            raise Refused("code", f"says that it has {length} bytes, and has {size}")
-        names = {file.read(_SECTION)[:8] for _ in range(min(count, _MOST_SECTIONS))}
+        check_head(file.read(HEAD), os.fstat(file.fileno()).st_size)
+
+
+def is_of_rtx(head: bytes) -> bool:
+    """Tell whether bytes are the beginning of a plan of TensorRT-RTX."""
+    return len(head) >= _HEADER and head.startswith(_MAGIC)
+
+
+def check_head(head: bytes, size: int) -> None:
+    """Do what `check_plan` does, by the first `HEAD` bytes of a plan and its size.
+
+    Raises:
+        Refused: see `check_plan`.
+    """
+    if not is_of_rtx(head):
+        raise Refused("code", "is no plan of TensorRT-RTX, so what it carries is not known")
+    count, length = struct.unpack_from("<QQ", head, len(_MAGIC))
+    if length != size:
+        raise Refused("code", f"says that it has {length} bytes, and has {size}")
+    places = (_HEADER + _SECTION * at for at in range(min(count, _MOST_SECTIONS)))
+    names = {head[place : place + 8] for place in places}
     if _LIBRARY in names:
         raise Refused("code", "carries a plugin library, whose code would run as it is loaded")
     if not 1 <= count <= _MOST_SECTIONS or names - _SECTIONS:

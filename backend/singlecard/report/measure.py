@@ -92,7 +92,7 @@ def _bounds(span: Any, where: str) -> tuple[int | None, int | None]:
 
 
 @contextmanager
-def _cpu_convolutions(choose: bool) -> Iterator[None]:
+def cpu_convolutions(choose: bool) -> Iterator[None]:
     """Let PyTorch choose among its CPU convolutions, or not.
 
     Its choice depends on the batch size, and tracing a dynamic batch would split its range at 16.
@@ -120,7 +120,7 @@ def run_compiled(
         compiled = compile_in(session, graph, examples)
 
         def run(*values: Any) -> Any:
-            with _cpu_convolutions(choose=True):
+            with cpu_convolutions(choose=True):
                 return compiled(*values)
 
         return run
@@ -130,7 +130,7 @@ def run_compiled(
     breaks = counters["graph_break"]
     before = Counter(breaks)
     try:
-        with torch.no_grad(), patched, collection_paused(), _cpu_convolutions(choose=False):
+        with torch.no_grad(), patched, collection_paused(), cpu_convolutions(choose=False):
             return torch.compile(fresh_call(module), backend=backend)(*args, **kwargs)
     except BackendCompilerFailed as error:  # Dynamo's envelope around an error of ours
         if isinstance(error.inner_exception, SinglecardError):
