@@ -108,8 +108,9 @@ class Options:
             ``"batch.images.0"``. A call outside of its range runs in eager PyTorch. None: the
             ranges that PyTorch knows.
         workspace_bytes: limit for the scratch memory of one engine. None: no limit of ours.
-        memory_budget: GPU memory that the weights of an engine may take, in bytes or as ``"8GiB"``;
-            beyond it they are streamed from host memory. None: all weights stay on the card.
+        memory_budget: GPU memory that the weights of a graph's engines may take, in bytes or as
+            ``"8GiB"``, in equal shares; beyond it they are streamed from host memory. None: all
+            weights stay on the card.
     """
 
     precision: Precision = "fp32"

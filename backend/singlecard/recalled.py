@@ -104,7 +104,7 @@ class Recalled:
         session, binding = recall.session, recipe.binding
         runner: Runner
         if session.options.runtime == "tensorrt":
-            settings = session.runtime_settings
+            settings = session.runtime_settings()
             runner = EngineRunner(entry.plan, binding, entry, settings=settings)
         else:
             runner = TorchTensorRTRunner(entry.plan, binding, entry)

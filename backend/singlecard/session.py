@@ -142,10 +142,10 @@ class Session:
             weight_streaming=options.memory_budget is not None,
         )
 
-    @property
-    def runtime_settings(self) -> RuntimeSettings:
-        """How engines are run."""
-        return RuntimeSettings(weight_budget=self.options.memory_budget)
+    def runtime_settings(self, engines: int = 1) -> RuntimeSettings:
+        """Return how engines are run, of which a graph has this many; they share its budget."""
+        budget = self.options.memory_budget
+        return RuntimeSettings(weight_budget=None if budget is None else budget // engines)
 
     @functools.cached_property
     def cache(self) -> Cache:
@@ -224,9 +224,11 @@ class Session:
             with self.timed("partition"):
                 partition = divide(program, final_reason, self.options.min_block_size)
             self._insist(partition.fallback)
+            engines = sum(segment.lowered for segment in partition.segments)
             try:
                 steps = [
-                    self._step(program, segment, graph, spans) for segment in partition.segments
+                    self._step(program, segment, graph, spans, engines)
+                    for segment in partition.segments
                 ]
                 return _Work(partition, steps)
             except _Refused as error:
@@ -347,6 +349,7 @@ class Session:
         segment: Segment,
         graph: Graph,
         spans: Mapping[sympy.Symbol, Triple],
+        engines: int,
     ) -> tuple[Segment, Runner]:
         if not segment.lowered:
             return segment, pytorch_runner(program, segment, self.options.fallback)
@@ -369,16 +372,16 @@ class Session:
         run: Runner
         if self.execution == "engine":
             assert engine is not None
-            run = self._engine_runner(engine.plan, binding, held, segment)
+            run = self._engine_runner(engine.plan, binding, held, segment, engines)
         else:
             run = reference_runner(lowered, binding)
         return segment, in_range(run, binding, instead)
 
     def _engine_runner(
-        self, plan: Path, binding: Binding, held: object, segment: Segment
+        self, plan: Path, binding: Binding, held: object, segment: Segment, engines: int
     ) -> Runner:
         if self.options.runtime == "tensorrt":
-            return EngineRunner(plan, binding, held, settings=self.runtime_settings)
+            return EngineRunner(plan, binding, held, settings=self.runtime_settings(engines))
         try:
             described = describe(segment, binding)
             return TorchTensorRTRunner(plan, binding, held, described=described)

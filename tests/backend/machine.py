@@ -26,7 +26,7 @@ class Evaluated:
     """Stands in for an engine on a card: the arithmetic of the network that its plan is of."""
 
     def __init__(self, plan: Path, binding: Binding, held: object, **settings: Any) -> None:
-        self.held = held
+        self.held, self.settings = held, settings.get("settings")
         self.run = reference_runner(NETWORKS[plan], binding)
 
     def __call__(self, values: Sequence[Any]) -> Sequence[Any]:

@@ -198,3 +198,34 @@ def test_never_compares_no_plans(machine: Machine, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(session, "trial_report", building)
     options: dict[str, Any] = {"precision": "int8", "calibration": table, "build": "never"}
     torch.testing.assert_close(machine.start(net, **options)(X), net(X), rtol=1e-2, atol=1e-2)
+
+
+class Cut(nn.Module):
+    """Two engines, and an op between them that stays in PyTorch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.special.bessel_j0(self.first(x)))  # type: ignore[no-any-return]
+
+
+def test_engines_share_the_memory_budget(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget that each engine takes whole is no budget: the card runs out of memory."""
+    made: list[Evaluated] = []
+
+    class Kept(Evaluated):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            made.append(self)
+
+    monkeypatch.setattr(session, "EngineRunner", Kept)
+    net = Cut().eval()
+    call = machine.start(net, memory_budget="1MiB", min_block_size=1)
+    torch.testing.assert_close(call(X), net(X))
+    assert [item.settings.weight_budget for item in made] == [2**19, 2**19]
+    made.clear()
+    machine.start(net, min_block_size=1)(X)
+    assert [item.settings.weight_budget for item in made] == [None, None]
