@@ -211,7 +211,7 @@ def test_what_was_decided_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr("singlecard.session.trial_report", built)
     second = singlecard.verify(model, (x,), options=given)
     assert second.placements == first.placements
-    (memory,) = tmp_path.glob("*.placement")
+    (memory,) = tmp_path.rglob("*.memory.*")
     memory.write_text(memory.read_text()[:-40])
     with pytest.raises(Exception, match="built again"):  # damaged: made again, not used
         singlecard.verify(model, (x,), options={**given, "strict": True})
