@@ -96,7 +96,7 @@ def compile_in(
             def compile_program(program: Program) -> Executable:
                 executable = session.compile(program, spans)
                 if recall is not None:
-                    recall.keep(session.graphs[-1])
+                    recall.keep(session.graphs[-1], executable)
                 return executable
 
             behind = session.options.build == "background" and session.execution != "reference"
@@ -108,7 +108,8 @@ def compile_in(
                         events.record_background_build(engine.digest)
                 return executable
 
-            later = functools.partial(Pending, compile_program=compile_behind)
+            at_once = session.execution == "eager"
+            later = functools.partial(Pending, compile_program=compile_behind, at_once=at_once)
 
             def captured(values: Sequence[Any]) -> Callable[..., Any]:
                 return capture(module, values, later if behind else compile_program)

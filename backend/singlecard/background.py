@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -22,6 +23,7 @@ log = topic("capture")
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 _building: set[Future[None]] = set()
+_beginning = threading.Lock()
 
 
 def wait_for_builds(timeout: float | None = None) -> bool:
@@ -62,34 +64,52 @@ class Pending:
     The exchange is one assignment: a call that runs meanwhile ends as it began.
     """
 
-    def __init__(self, program: Program, compile_program: Callable[[Program], Runs]) -> None:
-        """Begin to compile.
+    def __init__(
+        self,
+        program: Program,
+        compile_program: Callable[[Program], Runs],
+        at_once: bool = False,
+    ) -> None:
+        """Prepare to compile when the first call comes: Dynamo has made its guards by then.
 
         Args:
             program: as it was captured.
             compile_program: makes what takes over, in another thread.
+            at_once: begin now, where no call will come.
         """
         self._current: Runs = _in_pytorch(program.copy())
-        inference, guards = torch.is_inference_mode_enabled(), Guards()
+        self._inference = torch.is_inference_mode_enabled()
+        self._guards = Guards()
+        self._compile = functools.partial(compile_program, program)
+        self._begun = False
+        if at_once:
+            self._begin()
 
-        def work() -> None:
-            try:
-                with torch.inference_mode(inference), torch.no_grad():
-                    compiled = compile_program(program)
-            except Exception as error:
-                log.warning("%s: this graph stays in PyTorch", error)
-                return
-            if guards.have_changed():  # Dynamo is done, and would not check what was found here
-                log.warning("%s: this graph stays in PyTorch", _NARROWED)
-            else:
-                self._current = compiled
+    def _begin(self) -> None:
+        with _beginning:  # threads may come at once
+            if not self._begun:
+                self._begun = True
+                self._guards.look()
+                _submit(self._work)
 
-        _submit(work)
+    def _work(self) -> None:
+        try:
+            with torch.inference_mode(self._inference), torch.no_grad():
+                compiled = self._compile()
+        except Exception as error:
+            log.warning("%s: this graph stays in PyTorch", error)
+            return
+        if self._guards.have_changed():  # Dynamo is done, and would not check what was found here
+            log.warning("%s: this graph stays in PyTorch", _NARROWED)
+        else:
+            self._current = compiled
 
     def is_current(self, args: Sequence[Any]) -> bool:
         return self._current.is_current(args)
 
     def __call__(self, args: Sequence[Any]) -> list[Any]:
+        if not self._begun:
+            self._begin()
         return self._current(args)
 
 

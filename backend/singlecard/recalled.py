@@ -27,7 +27,7 @@ from singlecard.observe import events
 from singlecard.observe.topics import topic
 from singlecard.recipe import Recipe, recipe_digest, recipe_from_plain, recipe_to_plain
 from singlecard.runtime.engine import EngineRunner
-from singlecard.runtime.executable import Executable
+from singlecard.runtime.executable import Executable, Frozen
 from singlecard.runtime.ranged import in_range
 from singlecard.runtime.runners import Runner
 from singlecard.runtime.torch_tensorrt import TorchTensorRTRunner
@@ -50,6 +50,15 @@ class Recall:
         spans: Mapping[Any, Any],
     ) -> None:
         self.session, self.module, self.examples = session, module, examples
+        places = [
+            place
+            for place, node in enumerate(module.graph.find_nodes(op="placeholder"))
+            if is_frozen(node, examples[place])
+        ]
+        weights = [examples[place] for place in places]
+        self._weights = Frozen(places, weights)
+        behind = session.options.build == "background" and has_batch_norm(module.graph)
+        self._statistics = Statistics(weights if behind else ())
         with session.timed("fingerprint"):
             found = fingerprint(module, examples)
         self.digest = None if found is None else recipe_digest(found, session.options, spans)
@@ -70,12 +79,19 @@ class Recall:
             events.record_hit(recipe.digest, entry.size)
             if self.session.execution != "engine":
                 return self.module.forward  # which the caller does not run
-            return Recalled(recipe, entry, self, capture)
+            recalled = Recalled(recipe, entry, self, capture)
+            return recalled if self._weights.are_current(self.examples) else None
 
-    def keep(self, graph: Graph) -> None:
-        """Remember what became of the graph, if it is such that the short way can say it."""
+    def keep(self, graph: Graph, executable: Executable) -> None:
+        """Remember what became of the graph, if it is such that the short way can say it.
+
+        What was compiled for other weights than those that the digest is of is not remembered.
+        """
         recipe = graph.recipe
         if self.digest is None or recipe is None or self._guards.have_changed():
+            return
+        unchanged = self._weights.are_current(self.examples) and self._statistics.are_current()
+        if not unchanged or not executable.frozen.are_in(self.examples):
             return
         with contextlib.suppress(NotPlain):
             remember(self.session.cache, self.digest, recipe_to_plain(recipe))
@@ -109,7 +125,7 @@ class Recalled:
         else:
             runner = TorchTensorRTRunner(entry.plan, binding, entry)
         run = in_range(runner, binding, None)
-        self._executable = Executable(wiring, [run], weights)
+        self._executable = Executable(wiring, [run], Frozen(wiring.frozen, weights))
 
     def __call__(self, *args: Any) -> Any:
         if self._captured is None and self._is_current(args):

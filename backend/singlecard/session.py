@@ -58,7 +58,7 @@ from singlecard.precision.quantize import ROUNDING, quantize
 from singlecard.recipe import Recipe
 from singlecard.runtime.binding import Binding, binding_of
 from singlecard.runtime.engine import EngineRunner
-from singlecard.runtime.executable import Executable
+from singlecard.runtime.executable import Executable, Frozen
 from singlecard.runtime.ranged import in_range
 from singlecard.runtime.runners import Runner, eager_runner, pytorch_runner, reference_runner
 from singlecard.runtime.torch_tensorrt import (
@@ -182,6 +182,9 @@ class Session:
         """
         graph = Graph()
         self.graphs.append(graph)
+        frozen = Frozen.of(program)
+        if self.options.build == "background":  # the model may be trained on meanwhile
+            program.copy_constants()
         self._name(program)
         if self.options.calibration is not None:
             points = points_of(program)
@@ -194,7 +197,7 @@ class Session:
         graph.fallback = list(work.partition.fallback)
         graph.trace = program.trace
         self._tell(graph.fallback)
-        executable = Executable.of(program, work.steps)
+        executable = Executable.of(program, work.steps, frozen)
         wiring, passed = executable.wiring, program.passed
         if passed is not None and len(graph.engines) == len(work.steps) == 1:
             if not wiring.constants:

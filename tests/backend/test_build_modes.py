@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import singlecard
 from singlecard import session
+from singlecard.engine.build import key_parts
 from singlecard.errors import BuildError
 from singlecard.session import Session
 from tests.backend.machine import Evaluated, Machine
@@ -20,9 +21,18 @@ from tests.backend.machine import Evaluated, Machine
 X = torch.linspace(-1, 1, 12).reshape(3, 4)
 
 
-def model(seed: int = 0) -> nn.Module:
+class Layers(nn.Sequential):
+    """PyTorch's own ``forward`` would share Dynamo's guards with other tests' models."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+def model(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    return Layers(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
 
 
 class Counted(Evaluated):
@@ -124,12 +134,48 @@ def test_weights_that_change_while_an_engine_is_built_are_noticed(
     net = model()
     call = machine.start(net, build="background")
     call(X)
-    net[0].weight.mul_(2)  # type: ignore[operator]
+    net[0].weight.mul_(2)
     torch.testing.assert_close(call(X), net(X))
     held_back.set()
     assert singlecard.wait_for_builds(60)
     torch.testing.assert_close(call(X), net(X))
     assert Counted.calls == 1
+
+
+def test_an_engine_of_changed_weights_is_not_found_for_those_before(
+    machine: Machine, held_back: threading.Event
+) -> None:
+    """The next process, with the weights of the file, would run what was trained meanwhile."""
+    net = model()
+    machine.start(net, build="background")(X)
+    net[0].weight.mul_(2)
+    held_back.set()
+    assert singlecard.wait_for_builds(60)
+    fresh = model()
+    torch.testing.assert_close(machine.start(fresh)(X), fresh(X))
+
+
+def test_weights_that_change_while_an_engine_is_written_do_not_get_into_it(
+    machine: Machine, held_back: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry would be named by the weights before, and hold those after, for every process."""
+    net, build = model(), session.get_engine
+    held_back.set()
+
+    def changing(
+        lowered: Any, settings: Any, cache: Any, progress: Any, parts: Any, *more: Any
+    ) -> Any:
+        with torch.no_grad():
+            net[0].weight.mul_(2)
+        assert key_parts(lowered, settings) == parts
+        return build(lowered, settings, cache, progress, parts, *more)
+
+    monkeypatch.setattr(session, "get_engine", changing)
+    call = machine.start(net, build="background")
+    call(X)
+    assert singlecard.wait_for_builds(60)
+    monkeypatch.setattr(session, "get_engine", build)
+    torch.testing.assert_close(call(X), net(X))
 
 
 def test_a_build_that_fails_leaves_pytorch(

@@ -191,6 +191,37 @@ def test_weights_that_change_after_the_start_are_noticed(machine: Machine) -> No
     check(call(X), model(X))
 
 
+@pytest.mark.parametrize("starts", [1, 2])
+def test_weights_that_changed_leave_no_recipe_for_those_before(
+    machine: Machine, starts: int
+) -> None:
+    """The next process, with the weights of the file, would run the engine of the changed ones."""
+    for _ in range(starts):  # the second time from the recipe
+        model = Net().eval()
+        call = machine.start(model)
+        check(call(X), model(X))
+    model.head.weight = nn.Parameter(model.head.weight * 2)
+    check(call(X), model(X))
+    fresh = Net().eval()
+    check(machine.start(fresh)(X), fresh(X))
+
+
+def test_another_instance_leaves_no_recipe_for_the_first(machine: Machine) -> None:
+    """One graph serves two models of a class; it is filed under the weights of the first."""
+
+    def layer(module: nn.Module, x: Tensor) -> Any:
+        return module(x)
+
+    call = machine.start(layer)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = nn.Linear(4, 4)
+        check(call(model, torch.ones(2, 4)), model(torch.ones(2, 4)))
+    torch.manual_seed(0)
+    first = nn.Linear(4, 4)
+    check(machine.start(layer)(first, torch.ones(2, 4)), first(torch.ones(2, 4)))
+
+
 def test_sizes_still_vary_after_weights_change(machine: Machine) -> None:
     """The second capture comes outside of Dynamo, and must know what it knew."""
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU())

@@ -12,7 +12,7 @@ from singlecard.capture.results import Result
 from singlecard.errors import RuntimeFailure
 from singlecard.lowering.lower import Profile, input_name
 from singlecard.runtime.binding import Binding, feeds_of, tensors_of
-from singlecard.runtime.executable import Executable
+from singlecard.runtime.executable import Executable, Frozen
 from singlecard.runtime.ranged import in_range
 from singlecard.runtime.wiring import Slot, Step, Wiring
 
@@ -26,7 +26,7 @@ def _executable(weights: Sequence[torch.Tensor]) -> tuple[Executable, list[Any]]
         (0,), (len(weights),), places, (Step(True, (0,), (1,)),), (Slot(1),),
         (Result(0, None, ()),), (), {}, {},
     )  # fmt: skip
-    made = Executable(wiring, [lambda values: [values[0] * 2]], weights)
+    made = Executable(wiring, [lambda values: [values[0] * 2]], Frozen(wiring.frozen, weights))
     return made, [*weights, torch.ones(2)]
 
 
@@ -81,7 +81,7 @@ def test_a_result_never_shares_memory_with_an_argument() -> None:
         (0,), (0,), (), (Step(True, (0,), (1,)),), (Slot(1),), (Result(0, None, ()),), (), {}, {}
     )
     x = torch.ones(2)
-    (result,) = Executable(wiring, [lambda values: [values[0]]], [])([x])
+    (result,) = Executable(wiring, [lambda values: [values[0]]], Frozen([], []))([x])
     assert result.data_ptr() != x.data_ptr()
 
 
@@ -96,7 +96,7 @@ def test_two_results_never_share_memory() -> None:
         shared = values[0] * 2
         return [shared, shared]
 
-    first, second = Executable(wiring, [run], [])([torch.ones(2)])
+    first, second = Executable(wiring, [run], Frozen([], []))([torch.ones(2)])
     assert first.data_ptr() != second.data_ptr()
 
 

@@ -34,7 +34,7 @@ from singlecard.recipe import binding_from_plain, wiring_from_plain
 from singlecard.report.origin import first_line
 from singlecard.runtime.device import card_refusal, target_of
 from singlecard.runtime.engine import EngineRunner
-from singlecard.runtime.executable import Executable
+from singlecard.runtime.executable import Executable, Frozen
 from singlecard.runtime.ranged import in_range
 from singlecard.runtime.runners import Runner
 from singlecard.runtime.wiring import Constant
@@ -292,7 +292,7 @@ class Loaded:
             int(slot): Constant(read_tensor(archive, held, self.device), self.device)
             for slot, held in manifest["constants"].items()
         }
-        return Executable(dataclasses.replace(wiring, constants=constants), runners, [])
+        return Executable(dataclasses.replace(wiring, constants=constants), runners, Frozen([], []))
 
     def _runner(self, step: Mapping[str, Any]) -> Runner:
         if "engine" not in step:

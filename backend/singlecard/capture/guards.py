@@ -12,6 +12,10 @@ class Guards:
 
     def __init__(self) -> None:
         self._context = TracingContext.try_get()
+        self.look()
+
+    def look(self) -> None:
+        """Take what is known now for what was known before."""
         self._before = self._known()
 
     def have_changed(self) -> bool:

@@ -76,6 +76,12 @@ class Program:
             return getattr(self.module, str(node.target))  # type: ignore[no-any-return]
         return None
 
+    def copy_constants(self) -> None:
+        """Let go of memory that others write to; what is on a card is copied when it is lowered."""
+        for name, value in list(self.module.named_buffers()):
+            if value.device.type == "cpu":
+                self.module.register_buffer(name, value.clone())
+
     def new_constant(self, before: fx.Node, value: torch.Tensor, like: fx.Node) -> fx.Node:
         """Add a constant in front of ``before``; ``like`` lends its module path and place."""
         name = f"constant_{len(self.module._buffers)}"

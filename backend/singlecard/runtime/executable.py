@@ -18,22 +18,31 @@ _address = torch.Tensor.data_ptr
 _version = operator.attrgetter("_version")
 
 
-class _Frozen:
-    """The weights that were compiled in, and what changes when one is written to or moved.
+class Frozen:
+    """The weights that are compiled in, and what changes when one is written to or moved.
 
-    A model has hundreds, and each call looks at all of them: so the loops here are C's.
+    It is made before they are compiled: one that is written to meanwhile has changed. A model has
+    hundreds, and each call looks at all of them: so the loops here are C's.
     """
 
     def __init__(self, places: Sequence[int], weights: Sequence[torch.Tensor]) -> None:
-        self._get, self._weights = _getter(places), tuple(weights)
+        self.places, self._get, self._weights = tuple(places), _getter(places), tuple(weights)
         # Tensors made in inference mode do not count changes.
         self._counted = [weight for weight in weights if not weight.is_inference()]
         self._addresses = list(map(_address, self._weights))
         self._versions = list(map(_version, self._counted))
 
+    @classmethod
+    def of(cls, program: Program) -> Frozen:
+        return cls(list(program.frozen), list(program.frozen.values()))
+
+    def are_in(self, args: Sequence[Any]) -> bool:
+        """Tell whether these weights are those in ``args``, whatever was written to them."""
+        return all(map(operator.is_, self._get(args), self._weights))
+
     def are_current(self, args: Sequence[Any]) -> bool:
         return (
-            all(map(operator.is_, self._get(args), self._weights))
+            self.are_in(args)
             and list(map(_address, self._weights)) == self._addresses
             and list(map(_version, self._counted)) == self._versions
         )
@@ -56,15 +65,13 @@ def _memory(tensor: torch.Tensor) -> int:
 class Executable:
     """Calls with AOTAutograd's flat arguments; returns the flat results."""
 
-    def __init__(
-        self, wiring: Wiring, runners: Sequence[Runner], weights: Sequence[torch.Tensor]
-    ) -> None:
+    def __init__(self, wiring: Wiring, runners: Sequence[Runner], frozen: Frozen) -> None:
         """Prepare to run.
 
         Args:
             wiring: how segments hang together.
             runners: for each step, what runs it.
-            weights: the tensors that were compiled in, in the order of ``wiring.frozen``.
+            frozen: the weights that were compiled in.
         """
         self.wiring = wiring
         self._arguments = _getter(wiring.positions)
@@ -75,7 +82,7 @@ class Executable:
             pick = operator.itemgetter(*step.inputs) if plain and len(step.inputs) > 1 else None
             self._steps.append((step, run, pick))
             given.update(step.outputs)
-        self._frozen = _Frozen(wiring.frozen, weights)
+        self.frozen = frozen
         self._kept = {_memory(item.value) for item in wiring.constants.values()}
         self._first, self._last = (
             len(wiring.results),
@@ -91,14 +98,25 @@ class Executable:
         return numbers if simple and len(numbers) == len(outputs) else None
 
     @classmethod
-    def of(cls, program: Program, steps: Sequence[tuple[Segment, Runner]]) -> Executable:
-        """Return what runs a Program that was cut into segments."""
+    def of(
+        cls,
+        program: Program,
+        steps: Sequence[tuple[Segment, Runner]],
+        frozen: Frozen | None = None,
+    ) -> Executable:
+        """Return what runs a Program that was cut into segments.
+
+        Args:
+            program: what was captured.
+            steps: its segments, and what runs each.
+            frozen: the weights as they were before work on them began. None: as they are now.
+        """
         wiring = wiring_of(program, [segment for segment, _ in steps])
-        return cls(wiring, [run for _, run in steps], list(program.frozen.values()))
+        return cls(wiring, [run for _, run in steps], frozen or Frozen.of(program))
 
     def is_current(self, args: Sequence[Any]) -> bool:
         """Tell whether the weights in ``args`` are the frozen ones, unchanged since."""
-        return self._frozen.are_current(args)
+        return self.frozen.are_current(args)
 
     def __call__(self, args: Sequence[Any]) -> list[Any]:
         wiring = self.wiring
