@@ -279,6 +279,12 @@ EVENTS: dict[str, tuple[Any, Counters, str, str]] = {
         "build",
         "built 0123456789ab in 3.2 s: 7 kernels, 10.0 kB",
     ),
+    "built by full TensorRT": (
+        lambda: events.record_build(DIGEST, 3.21, 10_000, None),
+        Counters(builds=1, build_seconds=3.21, bytes_written=10_000),
+        "build",
+        "built 0123456789ab in 3.2 s: unknown kernels, 10.0 kB",
+    ),
     "not built": (
         lambda: events.record_build_failure(DIGEST, "no implementation"),
         Counters(build_failures=1),

@@ -10,7 +10,14 @@ import pytest
 
 from singlecard.engine.cards import find_card
 from singlecard.engine.plan_report import Kernel, PlanReport
-from singlecard.placement import decide, place
+from singlecard.placement import (
+    NOT_BUILT,
+    NOT_COMPARED,
+    decide,
+    place,
+    placement_from_dict,
+    placement_to_dict,
+)
 
 CARD = find_card("RTX 4090")
 
@@ -127,6 +134,48 @@ def test_a_plan_that_does_not_build_is_not_taken() -> None:
     result = place(points, {item.name: "int8" for item in points}, build, [CARD], 48)
     assert result.assignment == {"a:linear": "int8"}
     assert "does not build" in [item.reason for item in result.decisions][1]
+
+
+#: A plan of full TensorRT, whose kernels nobody reads.
+UNREAD = PlanReport(None, (), (), None, 0, 0, 0)
+
+
+def test_what_cannot_be_compared_is_taken_as_asked() -> None:
+    """With full TensorRT ``precision="int8"`` must not mean FP16 unseen, nor INT8 with a promise
+    that nobody kept: the decision says so."""
+    built: list[dict[str, str]] = []
+
+    def build(assignment: Mapping[str, str]) -> list[PlanReport]:
+        built.append(dict(assignment))
+        return [UNREAD]
+
+    points = [point("a"), point("b")]
+    result = place(points, {item.name: "int8" for item in points}, build, [CARD], 48)
+    assert result.assignment == {"a:linear": "int8", "b:linear": "int8"}
+    assert {item.reason for item in result.decisions} == {NOT_COMPARED}
+    assert (result.before, result.after, result.trials) == (None, None, 1)
+    assert built == [result.assignment]  # each trial takes minutes there, and tells nothing
+    assert placement_from_dict(placement_to_dict(result)) == result
+
+
+def test_one_plan_that_is_not_known_is_enough() -> None:
+    """The cost of a model is that of all its engines: half of it would be compared with all."""
+    known = report([kernel("a", 1, "Half")])
+    points = [point("a")]
+    result = place(points, {"a:linear": "int8"}, lambda _: [known, UNREAD], [CARD], 48)
+    assert [item.reason for item in result.decisions] == [NOT_COMPARED]
+
+
+def test_what_does_not_build_is_not_taken_without_a_comparison() -> None:
+    """As asked would leave the whole engine to PyTorch, where FP16 has one."""
+    points = [point("a"), point("b")]
+
+    def build(assignment: Mapping[str, str]) -> list[PlanReport] | None:
+        return None if assignment else [UNREAD]
+
+    result = place(points, {item.name: "int8" for item in points}, build, [CARD], 48)
+    assert not result.assignment
+    assert {item.reason for item in result.decisions} == {NOT_BUILT}
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -5,6 +5,11 @@ through memory. What it does depends on its neighbours too, for the builder fuse
 whole plans are built and read: the FP16 plan, the plan with everything quantized, and plans with
 one group of ops left out of it, for as long as leaving one out makes the plan cheaper. A group is
 an op of a layer with the same op of all other layers, and what reads the same tensor.
+
+Full TensorRT does not say what its plans do in a form that is read here. With it nothing can be
+compared, and what was asked for is taken, as long as it builds: to take FP16 instead would be to
+refuse INT8 and FP8 altogether. Its builder measures kernels on the card, and every decision says
+that no plans were compared.
 """
 
 from __future__ import annotations
@@ -32,6 +37,14 @@ ASSIGNABLE = frozenset({"int8", "fp8", "int8-weight", "int4-weight"})
 #: Why a residual operand is left as it is.
 NOT_ROUNDED = "no product reads this value rounded, so that rounding it would be a kernel more"
 
+#: Why a point is quantized without a comparison.
+NOT_COMPARED = (
+    "taken as asked, without a comparison: full TensorRT's list of kernels is not read, so measure "
+    "on the card whether it pays"
+)
+
+NOT_BUILT = "the quantized network does not build"
+
 #: Types of arithmetic that a quantized product really has.
 _REAL = frozenset({"Int8", "FP8"})
 
@@ -47,7 +60,7 @@ class Decision:
         name: of the point.
         asked: the precision that was asked for.
         taken: the precision that it has.
-        reason: one sentence where they differ, else "".
+        reason: one sentence where they differ or no plans could be compared, else "".
     """
 
     name: str
@@ -62,8 +75,9 @@ class Placement:
 
     Attributes:
         decisions: one for each point.
-        before: cost of the plan with nothing quantized; None where it was not built.
-        after: cost of the plan as decided.
+        before: cost of the plan with nothing quantized; None where it was not built or is not
+            known.
+        after: cost of the plan as decided; None where it is not known.
         trials: number of plans that were built and read.
     """
 
@@ -196,11 +210,20 @@ class _Search:
                 self.groups.setdefault(group_of(point), []).append(point.name)
         self.reasons: dict[str, str] = {}
         self.base: Cost | None = None
+        self.unread = False
 
     def run(self) -> Placement:
-        self.base = self.cost(frozenset())
         chosen = frozenset(self.groups)
-        best = self.cost(chosen) if chosen else self.base
+        best = self.cost(chosen) if chosen else None
+        if self.unread:  # no other plan would be known either: none is built
+            return self.placement(chosen, None)
+        self.base = self.cost(frozenset())
+        if self.unread:
+            for group in chosen:
+                self.note(group, NOT_BUILT)
+            return self.placement(frozenset(), None)
+        if not chosen:
+            best = self.base
         if self.base is None:  # nothing to compare with: the caller will see why it does not build
             return self.placement(chosen, best)
         while chosen:
@@ -230,6 +253,8 @@ class _Search:
         return Placement(decisions, self.base, cost, self.built)
 
     def reason(self, name: str, taken: Mapping[str, str]) -> str:
+        if name in taken and self.unread:
+            return NOT_COMPARED
         return self.reasons.get(name, "" if name in taken else NOT_ROUNDED)
 
     def improve(
@@ -278,8 +303,11 @@ class _Search:
         return {name: kind for name, kind in taken.items() if name in read}
 
     def cost(self, chosen: frozenset[str]) -> Cost | None:
+        """Return what a choice costs; None where it does not build, or nobody knows (`unread`)."""
         reports = self.reports(chosen)
-        return None if reports is None else cost_of(reports, self.cards)
+        cost = None if reports is None else cost_of(reports, self.cards)
+        self.unread = self.unread or (reports is not None and cost is None)
+        return cost
 
     def reports(self, chosen: frozenset[str]) -> Sequence[PlanReport] | None:
         self.left -= 1
@@ -299,7 +327,7 @@ class _Search:
                 types = {
                     kernel.arithmetic
                     for report in reports or ()
-                    for kernel in report.kernels
+                    for kernel in report.kernels or ()
                     if kernel.arithmetic
                     and path in kernel.modules
                     and any(word in made for made in kernel.ops for word in words)
@@ -311,7 +339,7 @@ class _Search:
 
 def _slower(cost: Cost | None, base: Cost) -> str:
     if cost is None:
-        return "the quantized network does not build"
+        return NOT_BUILT
     counts = f"{cost.kernels} kernels for {base.kernels}"
     if not cost.seconds or len(cost.seconds) != len(base.seconds):
         return f"the quantized plan would launch more kernels than the FP16 plan ({counts})"

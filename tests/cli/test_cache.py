@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from singlecard.engine.cache import Cache
+from singlecard.engine.cache import PLAN, Cache
+from singlecard.engine.plan_report import PlanReport
 
 Model = Callable[[str], str]
 
@@ -49,6 +50,44 @@ def test_show_tells_what_an_engine_was_built_from(command: Any, filled: Path) ->
         assert words in done.out
     document = command("cache", "show", digest, "--cache-dir", filled, "--json").document
     assert document["digest"] == digest and document["report"]["kernels"]
+
+
+def test_engines_of_full_tensorrt_are_shown(command: Any, tmp_path: Path) -> None:
+    """Their kernels are not known, and their cards are in no list of TensorRT for RTX: neither is a
+    reason to show nothing."""
+    report = PlanReport(None, (), (), None, None, None, 4)
+    key = {"targets": "sm90", "flavour": "tensorrt", "version": "10.13.0.35", "tf32": "False"}
+
+    def write(folder: Path) -> dict[str, Any]:
+        (folder / PLAN).write_bytes(b"plan")
+        return {"key": key, "build_seconds": 0.5, "report": report.to_dict()}
+
+    cache = Cache(tmp_path)
+    cache.store("a" * 64, write)
+    (cache.engines / "timings.nvidia-h200.cuda13.10.13.0.35.bin").write_bytes(b"timings")
+    for action in (("list",), ("show", "aaaa")):
+        done = command("cache", *action, "--cache-dir", tmp_path)
+        assert done.status == 0 and "unknown" in done.out and "sm90" in done.out
+        document = command("cache", *action, "--cache-dir", tmp_path, "--json").document
+        (engine,) = document["engines"] if "engines" in document else [document]
+        assert engine["kernels"] is None
+    assert command("cache", "verify", "--cache-dir", tmp_path).status == 0
+    done = command("cache", "prune", "--limit", "1GB", "--cache-dir", tmp_path)
+    assert done.out.strip() == "removed 0 engines, kept 1"
+    assert "removed 1 engine " in command("cache", "clear", "--cache-dir", tmp_path).out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_build_shows_that_kernels_are_not_known(
+    command: Any, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table of a build that took minutes must not fail behind it."""
+    monkeypatch.setattr("singlecard.engine.build.lists_kernels", lambda: False)
+    given = ("build", model("small"), "--cache-dir", tmp_path, "--targets", "sm89")
+    done = command(*given)
+    assert done.status == 0 and "unknown" in done.out
+    (engine,) = command(*given, "--json").document["engines"]
+    assert engine["kernels"] is None and engine["scratch_bytes"] is not None
 
 
 def test_show_wants_a_digest_that_names_one_engine(command: Any, filled: Path) -> None:

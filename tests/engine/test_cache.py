@@ -100,8 +100,8 @@ def test_full_disk_while_the_plan_is_written(
         def write(self, data: Any) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    def on_full_disk(net: Any, profiles: Any, settings: Any, file: Any, progress: Any) -> Any:
-        return real(net, profiles, settings, Full(), progress)  # type: ignore[arg-type]
+    def on_full_disk(net: Any, profiles: Any, settings: Any, file: Any, *rest: Any) -> Any:
+        return real(net, profiles, settings, Full(), *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(build, "build_plan", on_full_disk)
     cache = Cache(tmp_path / "c")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from singlecard.engine.plan_log import KernelTensor, parse_plan_log
+from singlecard.engine.plan_log import KernelTensor, parse_plan_log, read_totals
 from singlecard.errors import BuildError
 
 TENSOR = (
@@ -91,6 +91,28 @@ def test_what_is_not_known_is_an_error(messages: list[tuple[str, str]], what: st
     """Else a new TensorRT that words its log anew gives plans without kernels."""
     with pytest.raises(BuildError, match=what):
         parse_plan_log(messages)
+
+
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [
+        (["Total Activation Memory: 512 bytes", "Total Weights Memory: 256 bytes"], (512, 256)),
+        (["Total Activation Memory: 512", "Total Weights Memory: 256"], (512, 256)),
+        (["Total Weights Memory: 256 bytes"], (None, 256)),
+        (["Total Activation Memory: 512 bytes", "Total Activation Memory: 1.5 MiB"], (None, None)),
+        (["Total Activation Memory: 512 MiB", "Total Weights Memory: "], (None, None)),
+        (["Total Activation Memory: 1 bytes", "Total Activation Memory: 2 bytes"], (2, None)),
+        (["Layers:\n" + KERNEL], (None, None)),
+        ([], (None, None)),
+    ],
+    ids=["as RTX", "old", "one", "new last", "other units", "two builds", "list alone", "nothing"],
+)
+def test_totals_are_taken_one_by_one(
+    texts: list[str], found: tuple[int | None, int | None]
+) -> None:
+    """Full TensorRT words some of its log as TensorRT for RTX does: a number in another unit that
+    is taken for bytes would be wrong by a million."""
+    assert read_totals([("INFO", text) for text in texts]) == found
 
 
 @pytest.mark.parametrize(

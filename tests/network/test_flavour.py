@@ -181,6 +181,25 @@ def test_full_tensorrt_cannot_tell_the_card_without_one(
         versions.set_targets(config, ("sm89",))
 
 
+def test_what_the_log_of_full_tensorrt_says_is_not_guessed(full: Path) -> None:
+    """Its list of kernels was never compared with an engine: read as RTX's, it is an error, after
+    a build of minutes."""
+    assert not versions.lists_kernels() and versions.measures_kernels()
+
+
+def test_the_log_of_tensorrt_for_rtx_is_read() -> None:
+    """Without it ``explain`` shows nothing, and INT8 is taken unseen."""
+    assert versions.lists_kernels() and not versions.measures_kernels()
+
+
+def test_timings_are_of_the_device_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with two cards those of the first would choose the second's kernels."""
+    assert versions.device_at_hand() is None or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert versions.device_at_hand() == torch.device("cuda", 1)
+
+
 def test_all_targets_are_set() -> None:
     """An engine for two cards that lacks one of them fails on the machine that has it."""
     set_to = []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from singlecard.report.plan_rows import format_bytes
+from singlecard.report.plan_rows import format_bytes, format_count
 from singlecard.report.render import fallback_table
 from singlecard.report.tables import (
     built_text,
@@ -51,7 +51,7 @@ def loaded_table(loaded: Loaded) -> RenderableType:
         (
             "engine",
             engine.digest[:12],
-            f"{engine.kernels} kernels, {format_bytes(engine.bytes)}, scratch "
+            f"{format_count(engine.kernels)} kernels, {format_bytes(engine.bytes)}, scratch "
             f"{format_bytes(engine.scratch_bytes)}",
         )
         for engine in loaded.engines

@@ -23,7 +23,6 @@ from singlecard.commands.arguments import (
 from singlecard.engine.cache import Cache, Entry
 from singlecard.errors import CacheError, OptionError
 from singlecard.offline.shapes import shapes_from_text
-from singlecard.targets import parse_targets
 
 if TYPE_CHECKING:
     from singlecard.engine.nearest import Difference
@@ -100,13 +99,15 @@ def _list(cache: Cache, given: argparse.Namespace) -> Answer:
 
 
 def _entry_document(entry: Entry) -> dict[str, Any]:
+    from singlecard.report.cache_tables import kernel_count
+
     return {
         "digest": entry.digest,
         "bytes": entry.size,
         "created": entry.manifest["created"],
         "last_used": entry.folder.stat().st_mtime,
         "build_seconds": entry.manifest["build_seconds"],
-        "kernels": len(entry.manifest["report"]["kernels"]),
+        "kernels": kernel_count(entry),
         "plan": str(entry.plan),
         "key": entry.manifest["key"],
     }
@@ -121,7 +122,8 @@ def _show(cache: Cache, given: argparse.Namespace) -> Answer:
     entry = _chosen(cache, given.digest)
     report = PlanReport.from_dict(entry.manifest["report"])
     key = entry.manifest["key"]
-    cards = cards_of(parse_targets(key["targets"]))
+    targets = key["targets"].split(",")  # full TensorRT builds for cards that no option names
+    cards = cards_of(() if targets == ["portable"] else targets)
     shown = Group(
         entry_table(entry), "", plan_table(report, cards=cards, tf32=key["tf32"] == "True")
     )

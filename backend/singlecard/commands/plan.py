@@ -23,7 +23,7 @@ def add_parser(verbs: Any) -> None:
         help="show which precisions, batches and lengths of a model fit on a card",
         description="Build a model's plans, and show what their weights, scratch, inputs, outputs "
         "and caches take on a card: in several precisions, and with weights streamed from host "
-        "memory where they do not fit. No GPU is needed. Exit status 1 if nothing fits.",
+        "memory where they do not fit. No GPU is needed. Exit status 1 if nothing is known to fit.",
     )
     add_model(parser)
     add_options(parser)

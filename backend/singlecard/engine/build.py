@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ import blake3
 
 from singlecard.engine.cache import PLAN, Cache, Entry, Lookup
 from singlecard.engine.nearest import miss_reason
-from singlecard.engine.plan_report import PlanReport, read_plan_log
+from singlecard.engine.plan_report import PlanReport, read_plan_log, report_of_totals
 from singlecard.engine.remote import RemoteTier
+from singlecard.engine.timing_file import TimingFile, timing_file
+from singlecard.engine.whole import missing_bytes
 from singlecard.errors import BuildError, CacheError
 from singlecard.lowering.lower import Lowered
 from singlecard.network.building import BuildSettings, Progress, build_plan
 from singlecard.network.digest import network_parts
 from singlecard.network.flavour import flavour_name, flavour_version
 from singlecard.network.inspect import view_network
+from singlecard.network.versions import lists_kernels, measures_kernels
 from singlecard.observe import events
 
 
@@ -170,15 +174,40 @@ class _Counting(io.RawIOBase):
         return size
 
 
-def trial_report(lowered: Lowered, settings: BuildSettings) -> PlanReport:
+def trial_report(
+    lowered: Lowered, settings: BuildSettings, cache: Cache | None = None
+) -> PlanReport:
     """Build a network, and keep what the builder says of the plan instead of the plan.
+
+    Args:
+        lowered: the network.
+        settings: what else decides the plan.
+        cache: where timings of kernels are kept, so that the engine is built faster after a trial.
 
     Raises:
         BuildError: TensorRT refused to build it.
     """
-    file = _Counting()
-    messages = build_plan(lowered.net, lowered.profiles, settings, file)  # type: ignore[arg-type]
-    return read_plan_log(messages, engine_bytes=file.length)
+    file: Any = _Counting()
+    timings = None if cache is None else _trial_timings(cache)
+    messages = build_plan(lowered.net, lowered.profiles, settings, file, timings=timings)
+    return _report(messages, file.length)
+
+
+def _trial_timings(cache: Cache) -> TimingFile | None:
+    if measures_kernels():
+        with contextlib.suppress(OSError, CacheError):  # without a folder, they are measured again
+            cache.open()
+            return timing_file(cache.engines)
+    return None
+
+
+def _report(messages: Sequence[tuple[str, str]], engine_bytes: int) -> PlanReport:
+    """Read what the builder says of a plan: nothing of it is a reason to lose the plan, except with
+    TensorRT for RTX, where words that are new would be counted as nothing.
+    """
+    if lists_kernels():
+        return read_plan_log(messages, engine_bytes)
+    return report_of_totals(messages, engine_bytes)
 
 
 def _build(
@@ -194,12 +223,29 @@ def _build(
         started = time.perf_counter()
         with (folder / PLAN).open("wb") as file:
             try:
-                messages = build_plan(lowered.net, lowered.profiles, settings, file, progress)
+                messages = build_plan(
+                    lowered.net,
+                    lowered.profiles,
+                    settings,
+                    file,
+                    progress,
+                    timing_file(folder.parent),
+                )
             except BuildError as error:
                 events.record_build_failure(digest, str(error))
                 raise
         seconds = time.perf_counter() - started
-        report = read_plan_log(messages, engine_bytes=(folder / PLAN).stat().st_size)
+        report = _report(messages, (folder / PLAN).stat().st_size)
+        # Nobody has seen that what full TensorRT counts as weights lies in the plan as it is.
+        weights = report.weights_bytes if lists_kernels() else None
+        missing = missing_bytes(folder / PLAN, weights or 0)
+        if missing:
+            reason = (
+                f"TensorRT left {missing} bytes or more out of the plan, for want of host memory: "
+                "free some, and build again"
+            )
+            events.record_build_failure(digest, reason)
+            raise BuildError(reason)
         return {"key": dict(parts), "build_seconds": seconds, "report": report.to_dict()}
 
     entry = cache.store(digest, write)

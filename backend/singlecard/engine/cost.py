@@ -26,13 +26,13 @@ class Cost:
     Attributes:
         kernels: how many are launched.
         bytes_moved: by all kernels; None where a size depends on the call.
-        weights_bytes: constants as stored.
+        weights_bytes: constants as stored; None where the builder did not tell.
         seconds: on each card, roofline and launches; empty where sizes depend on the call.
     """
 
     kernels: int
     bytes_moved: int | None
-    weights_bytes: int
+    weights_bytes: int | None
     seconds: tuple[float, ...]
 
     def against(self, other: Cost) -> float:
@@ -49,9 +49,11 @@ class Cost:
         return self.kernels > other.kernels
 
 
-def cost_of(reports: Sequence[PlanReport], cards: Sequence[Card]) -> Cost:
-    """Add up the plans of one model."""
-    kernels = sum(report.kernel_count for report in reports)
+def cost_of(reports: Sequence[PlanReport], cards: Sequence[Card]) -> Cost | None:
+    """Add up the plans of one model; None where the kernels of one are not known."""
+    kernels = total(report.kernel_count for report in reports)
+    if kernels is None:
+        return None
     seconds = []
     for card in cards:
         bounds = [roofline(report, card) for report in reports]
@@ -61,6 +63,6 @@ def cost_of(reports: Sequence[PlanReport], cards: Sequence[Card]) -> Cost:
     return Cost(
         kernels,
         total(report.bytes_moved for report in reports),
-        sum(report.weights_bytes for report in reports),
+        total(report.weights_bytes for report in reports),
         tuple(seconds),
     )

@@ -4,6 +4,9 @@ The text is the VERBOSE message that starts with ``Layers:``, which TensorRT wri
 is built with ``ProfilingVerbosity.DETAILED``, and two totals at INFO. Every format here was read
 from tensorrt_rtx 1.7.1.116; a line that does not fit is an error, so that a new version is noticed
 and never counted as nothing.
+
+Full TensorRT has other words for its kernels, and kernels of other kinds. Of its log only the two
+totals are read, each where it is there: `read_totals`.
 """
 
 from __future__ import annotations
@@ -165,6 +168,24 @@ def parse_plan_log(messages: Iterable[tuple[object, str]]) -> PlanLog:
         _total(texts, "Activation"),
         _total(texts, "Weights"),
     )
+
+
+def read_totals(messages: Iterable[tuple[object, str]]) -> tuple[int | None, int | None]:
+    """Return scratch and weights in bytes, as far as full TensorRT told them.
+
+    Public logs of 10.x write ``Total Weights Memory: 103529216 bytes``, older ones the number
+    alone. Anything else stands for a total that is not known.
+    """
+    texts = [text for _, text in messages]
+    return _found_total(texts, "Activation"), _found_total(texts, "Weights")
+
+
+def _found_total(texts: list[str], what: str) -> int | None:
+    """Return the last total of a kind; None where its message is missing, or worded otherwise."""
+    head = f"Total {what} Memory:"
+    text = next((text for text in reversed(texts) if text.startswith(head)), "")
+    found = re.fullmatch(rf"{head} (\d+)(?: bytes)?\s*", text)
+    return int(found[1]) if found else None
 
 
 def _unknown_format(what: str, text: str) -> BuildError:

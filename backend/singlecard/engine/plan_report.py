@@ -1,7 +1,8 @@
 """What an engine does, known without a card: its kernels, what each moves and computes with.
 
 A `PlanReport` is made from the builder's log by `read_plan_log` and is stored beside the engine,
-so that it can be shown later without building again.
+so that it can be shown later without building again. Of an engine of full TensorRT, whose log is
+not read, `report_of_totals` keeps the sizes, and says of the rest that it is unknown.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from singlecard.engine.plan_arithmetic import arithmetic_of
-from singlecard.engine.plan_log import KernelTensor, LogEntry, NetworkTensor, parse_plan_log
+from singlecard.engine.plan_log import (
+    KernelTensor,
+    LogEntry,
+    NetworkTensor,
+    parse_plan_log,
+    read_totals,
+)
 from singlecard.engine.plan_modules import Origin, origins_of
 from singlecard.engine.plan_traffic import Touched, buffer_spans, total, touched_by
 from singlecard.errors import BuildError
@@ -71,49 +78,66 @@ class PlanReport:
     """An engine as its builder describes it. Sizes are in bytes.
 
     Attributes:
-        kernels: in the order in which they are launched, for one optimization profile.
+        kernels: in the order in which they are launched, for one optimization profile; None where
+            the builder did not list them in a form that is known, so that nothing that follows from
+            them is known either.
         synchronization: the entries that are not kernels.
-        network_tensors: inputs and outputs, with the ranges of dynamic inputs.
+        network_tensors: inputs and outputs, with the ranges of dynamic inputs; empty where
+            ``kernels`` is None.
         floor_bytes: what any plan for these weights must move: every constant, network input and
             network output once (of a table that is only looked into, the rows that are read).
             None if a shape depends on the call.
-        weights_bytes: constants as stored in the engine.
-        scratch_bytes: memory that the engine needs beside weights, inputs and outputs.
+        weights_bytes: constants as stored in the engine; None if the builder did not tell.
+        scratch_bytes: memory that the engine needs beside weights, inputs and outputs; None if the
+            builder did not tell.
         engine_bytes: the plan's size on disk.
         profiles: number of optimization profiles in the plan, 1 without dynamic shapes.
     """
 
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[Kernel, ...] | None
     synchronization: tuple[Synchronization, ...]
     network_tensors: tuple[NetworkTensor, ...]
     floor_bytes: int | None
-    weights_bytes: int
-    scratch_bytes: int
+    weights_bytes: int | None
+    scratch_bytes: int | None
     engine_bytes: int
     profiles: int = 1
 
     @property
-    def kernel_count(self) -> int:
-        return len(self.kernels)
+    def kernel_count(self) -> int | None:
+        return None if self.kernels is None else len(self.kernels)
 
     @property
     def bytes_moved(self) -> int | None:
-        """Sum over kernels; None if a shape depends on the call."""
+        """Sum over kernels; None if they are not known, or a shape depends on the call."""
+        if self.kernels is None:
+            return None
         return total(kernel.bytes_moved for kernel in self.kernels)
+
+    @property
+    def resident_bytes(self) -> int | None:
+        """Weights and scratch, all that a card holds of the engine; None if one is not known."""
+        return total((self.weights_bytes, self.scratch_bytes))
 
     @property
     def flops(self) -> int | None:
         """Operations of all products, convolutions and attentions; None if one is not known."""
+        if self.kernels is None:
+            return None
         return total(kernel.flops for kernel in self.kernels if kernel.arithmetic)
 
     @property
-    def kernels_by_kind(self) -> dict[str, int]:
-        """Number of kernels of each kind, most frequent first."""
+    def kernels_by_kind(self) -> dict[str, int] | None:
+        """Number of kernels of each kind, most frequent first; None if they are not known."""
+        if self.kernels is None:
+            return None
         return dict(Counter(kernel.kind for kernel in self.kernels).most_common())
 
     @property
-    def arithmetic_by_type(self) -> dict[str, int]:
-        """Number of kernels that multiply in each type, most frequent first."""
+    def arithmetic_by_type(self) -> dict[str, int] | None:
+        """Number of kernels that multiply in each type, most frequent first; None as above."""
+        if self.kernels is None:
+            return None
         types = (kernel.arithmetic for kernel in self.kernels)
         return dict(Counter(dtype for dtype in types if dtype).most_common())
 
@@ -123,7 +147,7 @@ class PlanReport:
 
         To know them for one shape, build with a profile whose three shapes are all that shape.
         """
-        return self.bytes_moved is None
+        return self.kernels is not None and self.bytes_moved is None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; `from_dict` makes an equal report of them."""
@@ -138,7 +162,7 @@ class PlanReport:
         """
         try:
             return cls(
-                kernels=tuple(_kernel_from(item) for item in values["kernels"]),
+                kernels=_kernels_from(values["kernels"]),
                 synchronization=tuple(
                     Synchronization(**item) for item in values["synchronization"]
                 ),
@@ -162,6 +186,10 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _kernels_from(values: Iterable[Mapping[str, Any]] | None) -> tuple[Kernel, ...] | None:
+    return None if values is None else tuple(_kernel_from(item) for item in values)
 
 
 def _kernel_from(values: Mapping[str, Any]) -> Kernel:
@@ -210,6 +238,25 @@ def read_plan_log(
         scratch_bytes=log.scratch_bytes,
         engine_bytes=engine_bytes,
         profiles=profiles,
+    )
+
+
+def report_of_totals(messages: Iterable[tuple[object, str]], engine_bytes: int) -> PlanReport:
+    """Return what is known of a plan whose kernels are not read: sizes, as far as they were logged.
+
+    Args:
+        messages: pairs of severity and text of one build, with at most one profile.
+        engine_bytes: size of the plan.
+    """
+    scratch, weights = read_totals(messages)
+    return PlanReport(
+        kernels=None,
+        synchronization=(),
+        network_tensors=(),
+        floor_bytes=None,
+        weights_bytes=weights,
+        scratch_bytes=scratch,
+        engine_bytes=engine_bytes,
     )
 
 

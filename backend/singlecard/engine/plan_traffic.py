@@ -75,6 +75,13 @@ def total(sizes: Iterable[int | None]) -> int | None:
     return sum(known) if len(known) == len(values) else None
 
 
+def largest(sizes: Iterable[int | None]) -> int | None:
+    """Return the largest size, 0 of none; None if one of them is not known."""
+    values = list(sizes)
+    known = [value for value in values if value is not None]
+    return max(known, default=0) if len(known) == len(values) else None
+
+
 def _by_name(tensors: Iterable[KernelTensor]) -> dict[str, list[KernelTensor]]:
     result: dict[str, list[KernelTensor]] = {}
     for tensor in tensors:

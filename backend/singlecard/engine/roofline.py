@@ -40,7 +40,9 @@ class Roofline:
 
 
 def roofline(report: PlanReport, card: Card, tf32: bool = False) -> Roofline | None:
-    """Return the least time of a plan on a card; None if its sizes depend on the call.
+    """Return the least time of a plan on a card.
+
+    None if its kernels are not known, or their sizes depend on the call.
 
     Args:
         report: the plan.
@@ -48,6 +50,8 @@ def roofline(report: PlanReport, card: Card, tf32: bool = False) -> Roofline | N
         tf32: whether FP32 products may round to TF32. A plan's log does not tell: pass what the
             engine was built with.
     """
+    if report.kernels is None:
+        return None
     times = [_times(kernel, card, tf32) for kernel in report.kernels]
     known = [item for item in times if item is not None]
     if len(known) < len(times):

@@ -46,7 +46,8 @@ log = logging.getLogger("singlecard.cache")
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 _DAMAGED = re.compile(r"[0-9a-f]{64}\.damaged")
 _MEMORY = re.compile(r"[0-9a-f]{64}\.memory\.v[0-9]+")
-_STEM = re.compile(r"[0-9a-f]{64}|[0-9a-f]{16}\.[0-9a-f]{16}|names")
+_TIMINGS = re.compile(r"timings\.[a-z0-9-]*\.cuda[0-9]+\.[0-9A-Za-z.+-]+\.bin")
+_STEM = re.compile(rf"[0-9a-f]{{64}}|[0-9a-f]{{16}}\.[0-9a-f]{{16}}|names|{_TIMINGS.pattern}")
 
 #: Times to look again at an entry that others replace while it is read.
 _ATTEMPTS = 8
@@ -309,7 +310,7 @@ class Shelf:
         for path in [*self._named(_ENTRY), *self._named(_DAMAGED)]:
             if not self.is_other_format(path):
                 count += self.remove(path, asked=True)
-        for path in self._named(_MEMORY):
+        for path in [*self._named(_MEMORY), *self._named(_TIMINGS)]:
             remove_tree(path)
         sweep(self.folder, _STEM, asked=True)
         return count

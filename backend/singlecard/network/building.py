@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Protocol
 from singlecard.errors import BuildError
 from singlecard.network.flavour import trt
 from singlecard.network.net import Net
+from singlecard.network.timings import Timings, TimingStore
 from singlecard.network.versions import set_targets
 
 
@@ -110,8 +111,17 @@ def build_plan(
     settings: BuildSettings,
     file: BinaryIO,
     progress: Progress | None = None,
+    timings: TimingStore | None = None,
 ) -> Sequence[tuple[str, str]]:
     """Build a network and write the plan to ``file``; return what the builder logged.
+
+    Args:
+        net: the network.
+        profiles: the range of each dynamic input, by name.
+        settings: what else decides the plan.
+        file: gets the plan.
+        progress: told of the builder's phases.
+        timings: where timings of kernels are kept, for a builder that measures them.
 
     Raises:
         BuildError: TensorRT refused, with its own words.
@@ -135,6 +145,7 @@ def build_plan(
         for name, span in profiles.items():
             profile.set_shape(name, span.smallest, span.usual, span.largest)
         config.add_optimization_profile(profile)
+    timed = None if timings is None else Timings(config, timings)
     monitor = _monitor_class()(progress) if progress else None
     if monitor:
         config.progress_monitor = monitor
@@ -145,4 +156,6 @@ def build_plan(
         raise writer.error
     if not done:
         raise BuildError(f"TensorRT could not build the network: {net.messages.last_problem()}")
+    if timed is not None:
+        timed.save()
     return net.messages.entries[first:]

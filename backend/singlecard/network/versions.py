@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from singlecard.errors import BuildError, LoweringError, RuntimeFailure
 from singlecard.network.flavour import flavour_name, flavour_version, trt
 from singlecard.network.logger import Messages
+
+if TYPE_CHECKING:
+    import torch
 
 _STAYS = "this part of the model stays in PyTorch; tensorrt-rtx and newer versions have it"
 _CARDS = "build on the machine with the card, or install tensorrt-rtx"
@@ -70,17 +73,20 @@ ELSEWHERE: Mapping[str, frozenset[str]] = MappingProxyType(
                 "VERSION_MISMATCH",
             }
         ),
-        "network/executing.py": frozenset(
+        "network/executing.py": frozenset({"defer_weights_loading"}),
+        "network/weights.py": frozenset(
             {
-                "EngineStat",
-                "TOTAL_WEIGHTS_SIZE",
-                "defer_weights_loading",
-                "get_engine_stat",
+                "get_size",
                 "load_weights",
+                "restore_from_buffer",
+                "save_to_buffer",
+                "unload",
                 "unload_weights",
+                "weights_loaded",
             }
         ),
         "runtime/runtime_cache.py": frozenset({"deserialize"}),
+        "runtime/seat.py": frozenset({"load_weights", "unload_weights"}),
         "runtime/weight_turns.py": frozenset({"load_weights", "unload_weights"}),
     }
 )
@@ -237,9 +243,34 @@ def new_runtime(logger: trt.ILogger, messages: Messages) -> trt.Runtime:
         ) from error
 
 
+def weights_manager(engine: trt.ICudaEngine) -> Any:
+    """Return what hands out an engine's weights and takes them back; None where there is none."""
+    if not hasattr(engine, "create_weights_manager"):
+        return None
+    return engine.create_weights_manager()
+
+
 def builds_for_other_cards() -> bool:
     """Tell whether engines can be built for cards that are not in this machine."""
     return has("ComputeCapability")
+
+
+def measures_kernels() -> bool:
+    """Tell whether the builder times kernels on the card, so that timings are worth keeping.
+
+    TensorRT for RTX has a timing cache too, and does not use it: it builds without a card.
+    """
+    return not builds_for_other_cards()
+
+
+def lists_kernels() -> bool:
+    """Tell whether the builder's list of kernels has the form that `engine.plan_log` reads.
+
+    It was read from TensorRT for RTX alone. In public logs of TensorRT 10 the list has tensors
+    without strides, other words for types, and kinds of kernels that RTX plans do not have, some of
+    which start nothing on the card.
+    """
+    return flavour_name() == "tensorrt_rtx"
 
 
 def set_targets(config: trt.IBuilderConfig, targets: Sequence[str]) -> None:
@@ -267,6 +298,13 @@ def set_targets(config: trt.IBuilderConfig, targets: Sequence[str]) -> None:
             f"give targets=({here!r},), or install tensorrt-rtx to build for other cards"
         )
     config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+
+
+def device_at_hand() -> torch.device | None:
+    """Return the CUDA device that a builder measures on: the current one; None without a GPU."""
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
 
 
 def _card_at_hand() -> str:

@@ -38,12 +38,12 @@ def record_build_start(digest: str) -> None:
     topic("build").debug("building %s", _short(digest))
 
 
-def record_build(digest: str, seconds: float, size: int, kernels: int) -> None:
-    """An engine was built and stored."""
+def record_build(digest: str, seconds: float, size: int, kernels: int | None) -> None:
+    """An engine was built and stored; ``kernels`` is None where their number is not known."""
     count(builds=1, build_seconds=seconds, bytes_written=size)
-    text = "built %s in %.1f s: %d kernel%s, %s"
-    plural = "" if kernels == 1 else "s"
-    topic("build").info(text, _short(digest), seconds, kernels, plural, size_text(size))
+    text = "built %s in %.1f s: %s kernel%s, %s"
+    number, plural = "unknown" if kernels is None else kernels, "" if kernels == 1 else "s"
+    topic("build").info(text, _short(digest), seconds, number, plural, size_text(size))
 
 
 def record_build_failure(digest: str, reason: str) -> None:

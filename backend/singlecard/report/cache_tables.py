@@ -14,7 +14,7 @@ from rich.text import Text
 
 from singlecard.engine.cache import Entry
 from singlecard.engine.nearest import Difference, part_title
-from singlecard.report.plan_rows import Grid, format_bytes
+from singlecard.report.plan_rows import Grid, format_bytes, format_count
 from singlecard.report.render import table_of
 from singlecard.report.tables import SHOWN_DIGITS, facts_table
 
@@ -29,7 +29,7 @@ def entries_table(folder: Path, entries: Sequence[Entry]) -> Table:
             entry.digest[:SHOWN_DIGITS],
             entry.manifest["key"]["targets"],
             f"{entry.manifest['key']['flavour']} {entry.manifest['key']['version']}",
-            str(len(entry.manifest["report"]["kernels"])),
+            format_count(kernel_count(entry)),
             format_bytes(entry.size),
             f"{entry.manifest['build_seconds']:.1f} s",
             time_text(entry.folder.stat().st_mtime),
@@ -40,6 +40,12 @@ def entries_table(folder: Path, entries: Sequence[Entry]) -> Table:
     total = format_bytes(sum(entry.size for entry in entries))
     note = f"{len(entries)} engines, {total}, in {folder}"
     return table_of(Grid("Cache", columns, tuple(rows), note))
+
+
+def kernel_count(entry: Entry) -> int | None:
+    """Return how many kernels an engine's report lists; None where they are not known."""
+    kernels = entry.manifest["report"]["kernels"]
+    return None if kernels is None else len(kernels)
 
 
 def entry_table(entry: Entry) -> Table:

@@ -136,7 +136,7 @@ class Explanation:
 
     def _engine_dict(self, engine: Engine) -> dict[str, Any]:
         report = engine.report
-        needs = report.weights_bytes + report.scratch_bytes
+        needs = report.resident_bytes
         bounds = [(card, roofline(report, card, self._tf32)) for card in self.cards]
         return {
             "digest": engine.digest,
@@ -152,7 +152,7 @@ class Explanation:
                 {
                     "card": card.name,
                     "target": card.target,
-                    "fits": needs <= card.memory_bytes,
+                    "fits": None if needs is None else needs <= card.memory_bytes,
                     "at_least_seconds": bound and bound.seconds,
                 }
                 for card, bound in bounds

@@ -16,6 +16,7 @@ from singlecard.capture.program import Program
 from singlecard.capture.spans import Triple
 from singlecard.engine.build import Engine, key_digest, key_parts, trial_report
 from singlecard.engine.memory import recall, remember
+from singlecard.engine.plan_traffic import largest, total
 from singlecard.errors import BuildError
 from singlecard.lowering.lower import Lowered
 from singlecard.options import Options
@@ -30,17 +31,17 @@ _CACHE_AXES = 3
 
 @dataclass(frozen=True)
 class PlanSizes:
-    """The sizes of one plan, as its builder reports them."""
+    """The sizes of one plan, as its builder reports them; None for what it does not tell."""
 
-    weights_bytes: int
-    scratch_bytes: int
+    weights_bytes: int | None
+    scratch_bytes: int | None
     engine_bytes: int
-    kernels: int
+    kernels: int | None
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a model's engines take, in bytes.
+    """What a model's engines take, in bytes; None for what the builder of one does not tell.
 
     Attributes:
         plans: the sizes of each engine's plan.
@@ -59,21 +60,21 @@ class Footprint:
     built: int
 
     @property
-    def weights_bytes(self) -> int:
-        return sum(plan.weights_bytes for plan in self.plans)
+    def weights_bytes(self) -> int | None:
+        return total(plan.weights_bytes for plan in self.plans)
 
     @property
-    def scratch_bytes(self) -> int:
+    def scratch_bytes(self) -> int | None:
         """Scratch of the engine that takes most: engines on one stream take turns with it."""
-        return max((plan.scratch_bytes for plan in self.plans), default=0)
+        return largest(plan.scratch_bytes for plan in self.plans)
 
     @property
     def engine_bytes(self) -> int:
         return sum(plan.engine_bytes for plan in self.plans)
 
     @property
-    def kernels(self) -> int:
-        return sum(plan.kernels for plan in self.plans)
+    def kernels(self) -> int | None:
+        return total(plan.kernels for plan in self.plans)
 
 
 def footprint_of(
@@ -134,7 +135,7 @@ class _SizeSession(Session):
         sizes = _sizes_from(recall(self.cache, digest))
         if sizes is None:
             try:
-                report = trial_report(lowered, self.settings)
+                report = trial_report(lowered, self.settings, self.cache)
             except BuildError as error:
                 raise _Refused(segment.nodes, str(error)) from error
             sizes = PlanSizes(

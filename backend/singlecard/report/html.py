@@ -92,7 +92,7 @@ def _section(report: PlanReport, cards: Sequence[Card], top: int, tf32: bool) ->
         plan_rows.kernels_grid(report, top),
     ]
     parts = [_tiles(report), *(_grid(grid) for grid in grids if grid.rows)]
-    if report.kernel_count > top:
+    if report.kernel_count is not None and report.kernel_count > top:
         parts.append(
             f"<details><summary>All {report.kernel_count} kernels in order</summary>"
             f"{_table(plan_rows.kernels_grid(report))}</details>"

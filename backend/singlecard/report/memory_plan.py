@@ -120,7 +120,9 @@ class _Work:
         """Give the row with all weights on the card, and those with fewer where it does not fit."""
         whole = self._row(options, sizes, 1.0)
         yield whole
-        if whole.problem or whole.fits or whole.least_bytes > self.card_bytes:
+        if whole.fits is not False or whole.problem:
+            return
+        if whole.least_bytes is None or whole.least_bytes > self.card_bytes:
             return
         streamed = self._row(dataclasses.replace(options, memory_budget=0), sizes, SHARES[0])
         for share in SHARES:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from singlecard.engine.plan_traffic import total
 from singlecard.report.footprint import Footprint
 
 #: An assumption: bytes a second from host memory to the card, PCIe 4.0 with 8 lanes or 3.0 with 16
@@ -16,7 +17,7 @@ LINK = 15.75e9
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One way to run a model on a card. Sizes are in bytes.
+    """One way to run a model on a card. Sizes are in bytes, None where TensorRT did not tell.
 
     Attributes:
         precision: see `singlecard.Options`.
@@ -41,12 +42,12 @@ class PlanRow:
     recommended: bool = False
 
     @property
-    def weights_bytes(self) -> int:
+    def weights_bytes(self) -> int | None:
         """All weights of the engines, wherever they are kept."""
         return 0 if self.footprint is None else self.footprint.weights_bytes
 
     @property
-    def scratch_bytes(self) -> int:
+    def scratch_bytes(self) -> int | None:
         return 0 if self.footprint is None else self.footprint.scratch_bytes
 
     @property
@@ -57,12 +58,13 @@ class PlanRow:
     @property
     def memory_budget(self) -> int | None:
         """What to give as option ``memory_budget``; None where nothing is streamed."""
-        return None if self.share == 1 else int(self.share * self.weights_bytes)
+        weights = self.weights_bytes
+        return None if self.share == 1 or weights is None else int(self.share * weights)
 
     @property
     def streamed_bytes(self) -> int:
         """Weights that come from host memory at each call."""
-        return 0 if self.memory_budget is None else self.weights_bytes - self.memory_budget
+        return 0 if self.memory_budget is None else (self.weights_bytes or 0) - self.memory_budget
 
     @property
     def stream_seconds(self) -> float:
@@ -70,24 +72,27 @@ class PlanRow:
         return self.streamed_bytes / LINK
 
     @property
-    def least_bytes(self) -> int:
+    def least_bytes(self) -> int | None:
         """Scratch, inputs, outputs, caches and the reserve: what no streaming makes smaller."""
-        moved = self.scratch_bytes + self.tensor_bytes
-        return moved + (self.cache_bytes or 0) + self.reserve_bytes
+        kept = self.tensor_bytes + (self.cache_bytes or 0) + self.reserve_bytes
+        return total((self.scratch_bytes, kept))
 
     @property
-    def needs_bytes(self) -> int:
+    def needs_bytes(self) -> int | None:
         """All of these, and the weights that stay on the card."""
-        return self.weights_bytes - self.streamed_bytes + self.least_bytes
+        return total((self.weights_bytes, -self.streamed_bytes, self.least_bytes))
 
     @property
-    def left_bytes(self) -> int:
+    def left_bytes(self) -> int | None:
         """What is left of the card; below zero, what is missing."""
-        return self.card_bytes - self.needs_bytes
+        return total((self.card_bytes, None if self.needs_bytes is None else -self.needs_bytes))
 
     @property
-    def fits(self) -> bool:
-        return not self.problem and self.left_bytes >= 0
+    def fits(self) -> bool | None:
+        """Whether it fits; None where TensorRT did not tell what the plan takes."""
+        if self.problem:
+            return False
+        return None if self.left_bytes is None else self.left_bytes >= 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -140,7 +145,7 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether any row fits."""
+        """Whether any row is known to fit."""
         return any(row.fits for row in self.rows)
 
     @property

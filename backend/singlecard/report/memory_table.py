@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from singlecard.report.memory_rows import LINK, MemoryPlan, PlanRow
-from singlecard.report.plan_rows import Grid, format_bytes, format_seconds
+from singlecard.report.plan_rows import UNKNOWN, Grid, format_bytes, format_seconds
 from singlecard.report.render import table_of
 
 _FROM_CONFIG = (
@@ -18,6 +18,10 @@ _FROM_CONFIG = (
 _NOT_COUNTED = (
     "Not counted: a PyTorch module's own weights, where they are on the card too, and what ops "
     "that stay in PyTorch take."
+)
+_NOT_TOLD = (
+    "TensorRT did not log what every plan takes, so whether those fit is unknown: load the engine "
+    "on the card to see."
 )
 _STREAMED = (
     "Streaming needs buffers of its own, and not every weight can be streamed: only a card tells "
@@ -67,7 +71,7 @@ def _number(value: int | None) -> str:
     return "" if value is None else str(value)
 
 
-def _size(row: PlanRow, size: int) -> str:
+def _size(row: PlanRow, size: int | None) -> str:
     return "" if row.footprint is None else format_bytes(size)
 
 
@@ -76,11 +80,15 @@ def _verdict(row: PlanRow) -> str:
         return "no plan"
     if row.recommended:
         return "yes *"
+    if row.fits is None:
+        return UNKNOWN
     return "yes" if row.fits else "no"
 
 
 def _advice(plan: MemoryPlan) -> list[str]:
     """Return what to ask for, for each batch and length."""
+    if any(row.fits is None for row in plan.rows) and not plan.fits:
+        return []
     if not plan.fits:
         return ["Nothing fits: plan for a smaller batch or length, or for a larger card."]
     lines = []
@@ -105,6 +113,8 @@ def _remarks(plan: MemoryPlan) -> list[str]:
     left = max((row.footprint.left_ops for row in plan.rows if row.footprint), default=0)
     if left:
         remarks.append(f"{left} ops stay in PyTorch.")
+    if any(row.fits is None for row in plan.rows):
+        remarks.append(_NOT_TOLD)
     remarks.append(_NOT_COUNTED)
     if any(row.share < 1 for row in plan.rows):
         remarks.append(_STREAMED)

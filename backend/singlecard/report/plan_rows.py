@@ -53,6 +53,10 @@ def format_bytes(size: int | None) -> str:
     return UNKNOWN if size is None else _scaled(size, ("B", "kB", "MB", "GB", "TB"))
 
 
+def format_count(count: int | None) -> str:
+    return UNKNOWN if count is None else str(count)
+
+
 def format_flops(flops: int | None) -> str:
     """Return a number of operations, such as ``8.25 GFLOP``."""
     return (
@@ -110,7 +114,7 @@ def overview_grid(plans: Sequence[tuple[str, PlanReport]]) -> Grid:
     rows = [
         (
             name,
-            str(plan.kernel_count),
+            format_count(plan.kernel_count),
             format_bytes(plan.bytes_moved),
             format_bytes(plan.floor_bytes),
             format_bytes(plan.scratch_bytes),
@@ -129,8 +133,11 @@ def totals(report: PlanReport) -> list[tuple[str, str, str]]:
     if report.is_dynamic:
         factor = "sizes depend on the shapes of a call"
     waits = len(report.synchronization)
+    remark = f"and {waits} synchronizations" if waits else ""
+    if report.kernels is None:
+        remark = "the list of full TensorRT is not read"
     return [
-        ("kernels", str(report.kernel_count), f"and {waits} synchronizations" if waits else ""),
+        ("kernels", format_count(report.kernel_count), remark),
         ("moves", format_bytes(moved), factor),
         ("floor", format_bytes(floor), "weights, inputs and outputs once"),
         ("multiplies", format_flops(report.flops), "products, convolutions, attention"),
@@ -143,8 +150,9 @@ def totals(report: PlanReport) -> list[tuple[str, str, str]]:
 def kinds_grid(report: PlanReport) -> Grid:
     """Kernels by kind, with the traffic of each kind."""
     rows = []
-    for kind, count in report.kernels_by_kind.items():
-        size = total(kernel.bytes_moved for kernel in report.kernels if kernel.kind == kind)
+    kernels = report.kernels or ()
+    for kind, count in (report.kernels_by_kind or {}).items():
+        size = total(kernel.bytes_moved for kernel in kernels if kernel.kind == kind)
         rows.append((kind, str(count), format_bytes(size), _share(size, report.bytes_moved)))
     return Grid("Kernels by kind", ("kind", "kernels>", "moves>", "share>"), tuple(rows))
 
@@ -152,8 +160,9 @@ def kinds_grid(report: PlanReport) -> Grid:
 def arithmetic_grid(report: PlanReport) -> Grid:
     """Kernels by the type that they multiply in."""
     rows = []
-    for dtype, count in report.arithmetic_by_type.items():
-        flops = total(kernel.flops for kernel in report.kernels if kernel.arithmetic == dtype)
+    kernels = report.kernels or ()
+    for dtype, count in (report.arithmetic_by_type or {}).items():
+        flops = total(kernel.flops for kernel in kernels if kernel.arithmetic == dtype)
         rows.append((dtype, str(count), format_flops(flops), _share(flops, report.flops)))
     note = "what the kernels really read, whatever was asked for"
     columns = ("type", "kernels>", "operations>", "share>")
@@ -162,7 +171,7 @@ def arithmetic_grid(report: PlanReport) -> Grid:
 
 def kernels_grid(report: PlanReport, top: int | None = None) -> Grid:
     """The kernels that move most, most first; with ``top=None`` all, in the order of launch."""
-    kernels = list(report.kernels)
+    kernels = list(report.kernels or ())
     if top is not None:
         kernels = sorted(kernels, key=lambda kernel: -(kernel.bytes_moved or 0))[:top]
     rows = [
@@ -197,8 +206,8 @@ def cards_grid(report: PlanReport, cards: Iterable[Card], tf32: bool = False) ->
     unrated = False
     for card in cards:
         bound = roofline(report, card, tf32)
-        needs = report.weights_bytes + report.scratch_bytes
-        fits = "yes" if needs <= card.memory_bytes else "no"
+        needs = report.resident_bytes
+        fits = UNKNOWN if needs is None else "yes" if needs <= card.memory_bytes else "no"
         if bound is None:
             rows.append((card.name, card.target, fits, UNKNOWN, ""))
             continue

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from singlecard.engine.plan_report import PlanReport
-from singlecard.report.plan_rows import FallbackRow, Grid, format_bytes
+from singlecard.engine.plan_traffic import largest, total
+from singlecard.report.plan_rows import FallbackRow, Grid, format_bytes, format_count
 from singlecard.report.quantized import placement_grid
 from singlecard.report.render import fallback_table, table_of
 
@@ -100,9 +101,9 @@ def size_rows(plans: Sequence[PlanReport]) -> list[tuple[str, str, str]]:
     if not plans:
         return []
     return [
-        ("kernels", str(sum(plan.kernel_count for plan in plans)), ""),
+        ("kernels", format_count(total(plan.kernel_count for plan in plans)), ""),
         ("engine size", format_bytes(sum(plan.engine_bytes for plan in plans)), "on disk"),
-        ("scratch", format_bytes(max(plan.scratch_bytes for plan in plans)), "of the largest"),
+        ("scratch", format_bytes(largest(plan.scratch_bytes for plan in plans)), "of the largest"),
     ]
 
 
@@ -113,7 +114,7 @@ def engines_table(engines: Sequence[Engine], targets: str) -> RenderableType:
             engine.digest[:SHOWN_DIGITS],
             f"built in {engine.seconds:.1f} s" if engine.built else "found",
             targets,
-            str(engine.report.kernel_count),
+            format_count(engine.report.kernel_count),
             format_bytes(engine.report.engine_bytes),
             format_bytes(engine.report.scratch_bytes),
         )
