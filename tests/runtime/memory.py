@@ -6,7 +6,7 @@ import contextlib
 import math
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,14 +83,42 @@ class Memory:
         return None
 
 
+class CaptureError(RuntimeError):
+    """CUDA refuses a call while it records, as it does by a `RuntimeError` of PyTorch's."""
+
+
 class Event:
     """An event behind a stream's work of now."""
 
-    def __init__(self, finished: Any) -> None:
-        self._finished = finished
+    def __init__(self, card: HostCard, finished: Any) -> None:
+        self._card, self._finished = card, finished
 
     def synchronize(self) -> None:
+        if self._card.is_capturing():
+            raise CaptureError("the host waits while a graph is recorded")
         self._finished()
+
+
+#: The stream that recordings are made on.
+_SIDE = 1001
+
+
+class Graph:
+    """Launches with their addresses, done each time that it is replayed."""
+
+    def __init__(self, card: HostCard) -> None:
+        self._card = card
+        self._launches: list[Callable[[int], None]] = []
+
+    def add(self, launch: Callable[[int], None]) -> None:
+        """Record a launch; it takes the stream that it is done on."""
+        self._launches.append(launch)
+
+    def replay(self) -> None:
+        if self._card.is_capturing():
+            raise CaptureError("a graph is replayed while another is recorded")
+        for launch in self._launches:
+            launch(self._card.stream())
 
 
 class HostCard(Card):
@@ -101,9 +129,12 @@ class HostCard(Card):
 
     def __init__(self, memory: Memory) -> None:
         self.device = torch.device("cpu")
-        self.memory = memory
+        self._memory, self.hosted = memory, Memory()
         self.cached = False
         self.finished: list[Any] = []
+        #: Graphs that are alive, and why CUDA records no more of them.
+        self.graphs: weakref.WeakSet[Graph] = weakref.WeakSet()
+        self.records_nothing: str | None = None
         self._current = threading.local()
         self.stream = self._stream
         self.empty = self._empty
@@ -114,8 +145,10 @@ class HostCard(Card):
     def _empty(
         self, shape: Sequence[int], strides: Sequence[int], *, dtype: torch.dtype
     ) -> torch.Tensor:
+        if self.recording is not None:
+            raise CaptureError("memory is allocated in a recording that was to have none")
         size = math.prod(shape) * dtype.itemsize
-        return self.memory.allocate(size, self._stream()).view(dtype).as_strided(shape, strides)
+        return self._memory.allocate(size, self._stream()).view(dtype).as_strided(shape, strides)
 
     @contextlib.contextmanager
     def on(self, stream: int, *, capturing: bool = False) -> Iterator[None]:
@@ -151,15 +184,47 @@ class HostCard(Card):
     def is_capturing(self) -> bool:
         return bool(getattr(self._current, "capturing", False))
 
+    @property
+    def recording(self) -> Graph | None:
+        """The graph that this thread's launches go to."""
+        return getattr(self._current, "recording", None)
+
+    def recorded(self, launch: Callable[[int], None]) -> Callable[[], None]:
+        assert not self.is_capturing(), "two recordings of one thread"
+        graph = Graph(self)
+        self._current.recording = graph
+        try:
+            with self.on(_SIDE, capturing=True):
+                launch(self._stream())
+                if self.records_nothing is not None:
+                    raise CaptureError(self.records_nothing)
+        finally:
+            self._current.recording = None
+        self.graphs.add(graph)
+        return graph.replay
+
+    @property
+    def memory(self) -> int:
+        return self._memory.capacity
+
+    def host_bytes(self, size: int) -> torch.Tensor:
+        """Return memory of another kind, which does not count as the card's."""
+        return self.hosted.allocate(size, self._stream())
+
+    def host_view(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        return tensor if self.hosted.block_at(tensor.untyped_storage().data_ptr()) else None
+
     def keep(self, tensors: Sequence[torch.Tensor]) -> None:
         for tensor in tensors:
-            block = self.memory.block_at(tensor.data_ptr())
+            block = self._memory.block_at(tensor.data_ptr())
             if block is not None:
                 block.kept.add(self._stream())
 
     def mark(self) -> Any:
         stream = self._stream()
-        return Event(lambda: [finish(stream) for finish in self.finished])
+        if self.is_capturing():
+            raise CaptureError("an event is recorded in a graph, where nobody can wait for it")
+        return Event(self, lambda: [finish(stream) for finish in self.finished])
 
     def release_cached(self) -> bool:
         cached, self.cached = self.cached, False

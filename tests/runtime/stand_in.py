@@ -24,9 +24,13 @@ import tensorrt_rtx as real
 import torch
 
 from singlecard.network.types import trt_from_torch
-from tests.runtime.memory import ALIGNMENT, HostCard, Memory
+from tests.runtime.memory import ALIGNMENT, CaptureError, Graph, HostCard, Memory
 
 HEADER = 64
+
+#: What weights of engines are, byte by byte.
+PATTERN = 0x5C
+
 Shapes = Sequence[tuple[int, ...]]
 
 
@@ -46,7 +50,8 @@ class Spec:
         aliases: for each output that lies in an input's memory, that input.
         scratch, weights, streamable: bytes.
         bits: what `get_engine_validity` finds wrong.
-        refusals: times that deserialization, creating a context, or a launch fails.
+        refusals: times that deserialization, creating a context, a launch, or a launch that is
+            recorded fails.
         kernels: what the JIT compiles for this engine, by any shape.
     """
 
@@ -214,7 +219,7 @@ class ICudaEngine(_Strict):
         self._contexts: weakref.WeakSet[IExecutionContext] = weakref.WeakSet()
         self._blob: torch.Tensor | None = None
         if not deferred:
-            self._blob = self._machine.memory.allocate(spec.weights, 0)
+            self._take(memoryview(b""))
         self._machine.engines.add(self)
         self._machine.card.finished.append(self._in_flight.discard)
 
@@ -248,12 +253,6 @@ class ICudaEngine(_Strict):
         return trt_from_torch((known | self._spec.outputs)[name])
 
     @_noted
-    def get_engine_stat(self, stat: Any) -> int:
-        if stat != real.EngineStat.TOTAL_WEIGHTS_SIZE:
-            raise Misuse(f"asked for {stat}")
-        return self._spec.weights
-
-    @_noted
     def create_runtime_config(self) -> FullRuntimeConfig:
         return self._machine.config_class(self._machine)
 
@@ -263,8 +262,7 @@ class ICudaEngine(_Strict):
     ) -> IExecutionContext | None:
         if not isinstance(runtime_config, FullRuntimeConfig):
             raise TypeError(runtime_config)
-        if self._machine.card.is_capturing():
-            raise Misuse("a context is created while a graph is recorded")
+        self._machine.refuse_in_recordings("a context is created")
         if self._spec.refuses("context"):
             self._runtime._logger.log(real.ILogger.Severity.ERROR, "out of memory")
             return None
@@ -276,20 +274,83 @@ class ICudaEngine(_Strict):
 
     @_noted
     def load_weights(self, blob: memoryview) -> bool:
+        self._machine.refuse_in_recordings("weights are loaded")
         if not self._deferred or self._blob is not None:
             return False
         if self._machine.spec(blob) is not self._spec:
             return False
-        self._blob = self._machine.memory.allocate(self._spec.weights, 0)
+        self._take(blob)
         return True
+
+    def _take(self, blob: memoryview | None) -> torch.Tensor:
+        """Have weights on the card: those of a plan, or what they come to be."""
+        self._blob = self._machine.memory.allocate(self._spec.weights, 0)
+        if blob is not None:
+            self._blob.fill_(PATTERN)
+        return self._blob
+
+    @_noted
+    def create_weights_manager(self) -> IWeightsManager | None:
+        return None if self._spec.refuses("manager") else IWeightsManager(self)
 
     @_noted
     def unload_weights(self) -> bool:
+        self._machine.refuse_in_recordings("weights are unloaded")
         if self._in_flight:
             raise Misuse(f"weights are unloaded while streams {self._in_flight} may read them")
         if not self._deferred or self._blob is None:
             return False
         self._blob = None
+        return True
+
+
+class IWeightsManager(_Strict):
+    """Gives the weights out, and takes them back."""
+
+    def __init__(self, engine: ICudaEngine) -> None:
+        self._machine, self._engine = engine._machine, engine
+
+    def _check(self, address: int, size: int, location: Any, stream: int) -> memoryview:
+        card = self._machine.card
+        if location != real.TensorLocation.HOST or size != self.get_size():
+            raise Misuse(f"{size} bytes at {location}, of {self.get_size()}")
+        if stream != card.stream() or not card.is_current():
+            raise Misuse(f"weights are moved on stream {stream}, not {card.stream()}")
+        block = card.hosted.block_at(address)
+        if block is None or block.address + block.size < address + size:
+            raise Misuse(f"{size} bytes at {address:#x} are no memory of the host's")
+        return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
+
+    def get_size(self) -> int:
+        return self._engine._spec.weights
+
+    @_noted
+    def save_to_buffer(
+        self, destination: int, size: int, location: Any, stream_handle: int
+    ) -> bool:
+        memory = self._check(destination, size, location, stream_handle)
+        if self._engine._spec.refuses("save") or self._engine._blob is None:
+            return False
+        memory[:] = self._engine._blob.numpy().data  # type: ignore[assignment]
+        return True
+
+    @_noted
+    def restore_from_buffer(
+        self, source: int, size: int, location: Any, stream_handle: int
+    ) -> bool:
+        memory = self._check(source, size, location, stream_handle)
+        if self._engine._spec.refuses("restore") or self._engine._blob is not None:
+            return False
+        self._engine._take(None).copy_(torch.frombuffer(memory, dtype=torch.uint8))
+        return True
+
+    @_noted
+    def unload(self, stream_handle: int) -> bool:
+        if self._engine._in_flight:
+            raise Misuse("weights are unloaded while streams may read them")
+        if self._engine._spec.refuses("unload") or self._engine._blob is None:
+            return False
+        self._engine._blob = None
         return True
 
 
@@ -306,8 +367,10 @@ class IExecutionContext(_Strict):
         self._addresses: dict[str, int] = {}
         self._allocators: dict[str, Any] = {}
         self._scratch = (0, 0)
+        self._version = 0  # of the shapes
         self._thread: int | None = None
         self._stream: int | None = None
+        self._ran: dict[str, tuple[int, ...]] | None = None
         engine._contexts.add(self)
         self._machine.contexts.add(self)
 
@@ -333,6 +396,8 @@ class IExecutionContext(_Strict):
             self._thread = None
             self._engine._runtime._logger.log(real.ILogger.Severity.ERROR, f"bad {name}")
             return False
+        if self._shapes.get(name) != shape:
+            self._version += 1
         self._shapes[name] = shape
         return True
 
@@ -386,30 +451,66 @@ class IExecutionContext(_Strict):
             self._thread = None
 
     def _execute(self, stream: int) -> bool:
-        machine, card = self._machine, self._machine.card
+        card = self._machine.card
         if stream != card.stream() or not card.is_current():
             raise Misuse(f"launched on stream {stream}, the current one is {card.stream()}")
+        if card.recording is not None:
+            return self._record(card.recording)
         if self._stream not in (None, stream) and not card.is_capturing():
             raise Misuse(f"a context of stream {self._stream} is used on stream {stream}")
         self._stream = stream
-        if not self._engine.weights_loaded:
-            raise Misuse("launched without weights")
         if self._spec.refuses("launch"):
             self._engine._runtime._logger.log(real.ILogger.Severity.ERROR, "launch failed")
             return False
-        self._touch_scratch(stream)
+        self._ran = dict(self._shapes)
+        return self._compute(self._addresses, self._scratch, stream)
+
+    def _record(self, graph: Graph) -> bool:
+        """Have a graph do what a launch would do now, with these addresses."""
+        if self._ran != self._shapes:
+            raise Misuse("a graph is recorded before a launch with the same shapes")
+        if any(-1 in shape for shape in self._output_shapes().values()):
+            raise CaptureError("the host waits for a shape while a graph is recorded")
+        if self._spec.refuses("record"):
+            self._engine._runtime._logger.log(real.ILogger.Severity.ERROR, "cannot be captured")
+            return False
+        myself, version = weakref.ref(self), self._version
+        addresses, scratch, spec = dict(self._addresses), self._scratch, self._spec
+
+        def replay(stream: int) -> None:
+            context = myself()
+            if context is None:
+                raise Misuse("a graph is replayed whose context is gone")
+            if context._version != version:
+                # NVIDIA: what a context keeps on the card changes with its shapes, so that a graph
+                # of other shapes must be recorded again; the best is a context for each graph.
+                raise Misuse("a graph is replayed whose context was given other shapes")
+            context._compute(addresses, scratch, stream)
+            context._machine.replays.append((spec, stream))
+
+        graph.add(replay)
+        return True
+
+    def _compute(self, addresses: dict[str, int], scratch: tuple[int, int], stream: int) -> bool:
+        machine = self._machine
+        if not self._engine.weights_loaded:
+            raise Misuse("launched without weights")
+        assert self._engine._blob is not None
+        if not bool((self._engine._blob == PATTERN).all()):
+            raise Misuse("launched with other weights than the plan's")
+        self._touch_scratch(scratch, stream)
         inputs = [
-            self._at(name, kind, self._shapes[name], stream)
+            self._at(addresses, name, kind, self._shapes[name], stream)
             for name, (kind, _) in self._spec.inputs.items()
         ]
         shapes = self._output_shapes()
         places: dict[str, torch.Tensor] = {}
         for name, kind in self._spec.outputs.items():
             alias = self._spec.aliases.get(name)
-            if alias is not None and self._addresses[name] != self._addresses[alias]:
+            if alias is not None and addresses[name] != addresses[alias]:
                 raise Misuse(f"{name} does not lie in the memory of {alias}")
             if -1 not in shapes[name]:
-                places[name] = self._at(name, kind, shapes[name], stream)
+                places[name] = self._at(addresses, name, kind, shapes[name], stream)
         for name, value in zip(self._spec.outputs, self._spec.compute(inputs), strict=True):
             if name in places:
                 if value.shape != places[name].shape:
@@ -421,11 +522,11 @@ class IExecutionContext(_Strict):
         machine.launches.append((self._spec, stream))
         return True
 
-    def _touch_scratch(self, stream: int) -> None:
+    def _touch_scratch(self, scratch: tuple[int, int], stream: int) -> None:
         need = self._engine.device_memory_size_v2
         if not self._managed or not need:
             return
-        address, size = self._scratch
+        address, size = scratch
         block = self._machine.memory.block_at(address)
         if block is None or block.size < size:
             raise Misuse("launched without scratch memory, or with what was freed")
@@ -434,11 +535,16 @@ class IExecutionContext(_Strict):
         _view(address, size)[:] = 0x5A
 
     def _at(
-        self, name: str, kind: torch.dtype, shape: tuple[int, ...], stream: int
+        self,
+        addresses: dict[str, int],
+        name: str,
+        kind: torch.dtype,
+        shape: tuple[int, ...],
+        stream: int,
     ) -> torch.Tensor:
-        if name not in self._addresses:
+        if name not in addresses:
             raise Misuse(f"launched without an address for {name}")
-        address, size = self._addresses[name], math.prod(shape) * kind.itemsize
+        address, size = addresses[name], math.prod(shape) * kind.itemsize
         block = self._machine.memory.block_at(address)
         if block is None or block.address + block.size - address < size:
             raise Misuse(f"{name} lies in memory that was freed, or is too small")
@@ -473,6 +579,7 @@ class Machine:
     Attributes:
         calls: of the library, in order: class, method, and arguments that are no objects.
         launches: what ran, and on which stream.
+        replays: what of it a recorded graph launched.
         compiled: kernels that no cache had.
         cache_adds: whether filling a runtime cache twice adds to it.
         engines, contexts: those that are alive.
@@ -484,6 +591,7 @@ class Machine:
         self.card = HostCard(self.memory)
         self.calls: list[tuple[str, str, tuple[Any, ...]]] = []
         self.launches: list[tuple[Spec, int]] = []
+        self.replays: list[tuple[Spec, int]] = []
         self.compiled, self.cache_adds = 0, True
         self.engines: weakref.WeakSet[ICudaEngine] = weakref.WeakSet()
         self.contexts: weakref.WeakSet[IExecutionContext] = weakref.WeakSet()
@@ -491,7 +599,7 @@ class Machine:
         self._specs: list[Spec] = []
         self.library = types.ModuleType("tensorrt" if full else "tensorrt_rtx")
         vars(self.library).update(
-            {name: getattr(real, name) for name in ENUMS},
+            {name: getattr(real, name) for name in (FULL_ENUMS if full else ENUMS)},
             __version__=real.__version__,
             ILogger=real.ILogger,
             IOutputAllocator=real.IOutputAllocator,
@@ -506,6 +614,11 @@ class Machine:
         path.write_bytes(f"{len(self._specs) - 1}".encode().ljust(HEADER) + bytes(4096))
         return path
 
+    def refuse_in_recordings(self, what: str) -> None:
+        """Fail where CUDA allocates or frees memory, which it does not do while it records."""
+        if self.card.is_capturing():
+            raise Misuse(f"{what} while a graph is recorded")
+
     def spec(self, content: memoryview) -> Spec:
         return self._specs[int(bytes(content[:HEADER]))]
 
@@ -519,14 +632,22 @@ class Machine:
         assert not self.memory.violations, self.memory.violations
 
 
+#: What full TensorRT has of them.
+FULL_ENUMS = ("DataType", "ExecutionContextAllocationStrategy", "TensorLocation")
+
 ENUMS = (
+    *FULL_ENUMS,
     "CudaGraphStrategy",
-    "DataType",
     "DynamicShapesKernelSpecializationStrategy",
     "EngineInvalidityDiagnostics",
-    "EngineStat",
     "EngineValidity",
-    "ExecutionContextAllocationStrategy",
 )
 
-CLASSES = (Runtime, ICudaEngine, IExecutionContext, IRuntimeConfig, IRuntimeCache)
+CLASSES = (
+    Runtime,
+    ICudaEngine,
+    IWeightsManager,
+    IExecutionContext,
+    IRuntimeConfig,
+    IRuntimeCache,
+)

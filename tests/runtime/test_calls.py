@@ -208,13 +208,10 @@ def test_settings_reach_tensorrt(machine: Machine) -> None:
     assert other._config().cuda_graph_strategy.name == "DISABLED"
 
 
-def test_full_tensorrt_runs_with_what_it_has(
-    make_machine: Callable[..., Machine], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_full_tensorrt_runs_with_what_it_has(make_machine: Callable[..., Machine]) -> None:
     """It has no header check, no runtime cache and no CUDA graphs of its own."""
     machine = make_machine(full=True)
     run = runner(machine, doubling(), RuntimeSettings(cuda_graphs=True), held=machine)
     x = machine.tensor(torch.ones(2, 3))
     torch.testing.assert_close(run([x])[0], x * 2)
-    assert "torch.cuda.graph" in caplog.text
     machine.check()

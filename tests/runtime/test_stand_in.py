@@ -7,10 +7,14 @@ import re
 
 import pytest
 import tensorrt_rtx as real
+import torch
 
 from singlecard.network.card import Card
+from singlecard.network.runtime_settings import RuntimeSettings
+from singlecard.runtime.engine import EngineRunner
 from tests.runtime import stand_in
-from tests.runtime.memory import HostCard
+from tests.runtime.engines import X, doubling, runner
+from tests.runtime.memory import CaptureError, HostCard
 from tests.runtime.stand_in import CLASSES, Machine, Misuse
 
 
@@ -51,7 +55,11 @@ def test_arguments_have_the_real_names_and_order(kind: type) -> None:
 def test_the_card_that_is_none_has_the_members_of_the_real_one() -> None:
     """What runs only here would be a runtime for tests."""
     ours, genuine = set(vars(HostCard)), set(_public(Card)) | {"stream", "empty"}
-    assert {name for name in ours if not name.startswith("_")} - {"on", "elsewhere"} <= genuine
+    assert {name for name in ours if not name.startswith("_")} - {
+        "on",
+        "elsewhere",
+        "recording",
+    } <= genuine
     assert set(_public(Card)) - {"device", "bytes"} <= ours
 
 
@@ -68,3 +76,55 @@ def test_what_the_real_classes_lack_is_refused(machine: Machine) -> None:
         config.cuda_graphs = True  # type: ignore[attr-defined]
     with pytest.raises(TypeError):
         config.cuda_graph_strategy = True
+
+
+def _launched(
+    machine: Machine,
+) -> tuple[EngineRunner, stand_in.IExecutionContext, torch.Tensor, torch.Tensor]:
+    """Return a runner, its context that ran on an input of two rows, the input and the result."""
+    run = runner(machine, doubling((-1, 3)), RuntimeSettings(shared_scratch=False))
+    x = machine.tensor(torch.ones(2, 3))
+    (result,) = run([x])
+    (context,) = machine.contexts
+    return run, context, x, result
+
+
+def test_a_graph_reads_and_writes_at_the_addresses_of_its_recording(machine: Machine) -> None:
+    """A design that gives other memory to each call would pass here, and fail on the card."""
+    run, context, x, result = _launched(machine)
+    replay = machine.card.recorded(context.execute_async_v3)
+    x.fill_(3)
+    torch.testing.assert_close(result, torch.full((2, 3), 2.0))  # a recording does nothing
+    replay()
+    torch.testing.assert_close(result, torch.full((2, 3), 6.0))
+    del x
+    with pytest.raises(Misuse, match="lies in memory that was freed"):
+        replay()
+
+
+def test_what_cuda_refuses_in_a_recording_is_refused(machine: Machine) -> None:
+    """It would end the recording on the card."""
+    run, context, x, result = _launched(machine)
+    refused = [
+        lambda: machine.card.empty((1,), (1,), dtype=torch.float32),
+        lambda: machine.card.mark(),
+        lambda: context.execute_async_v3(0),
+        lambda: context._engine.create_execution_context(context._config()),
+        lambda: context._engine.unload_weights(),
+        machine.card.mark().synchronize,
+        machine.card.recorded(context.execute_async_v3),
+    ]
+    for work in refused:
+        with pytest.raises((Misuse, CaptureError)):
+            machine.card.recorded(lambda stream, work=work: work())
+
+
+def test_a_graph_of_a_context_that_has_other_shapes_since_is_refused(machine: Machine) -> None:
+    """NVIDIA: internal state changes with them, and the graph would use that."""
+    run, context, x, result = _launched(machine)
+    replay = machine.card.recorded(context.execute_async_v3)
+    context.set_input_shape(X, (1, 3))
+    with pytest.raises(Misuse, match="other shapes"):
+        replay()
+    with pytest.raises(Misuse, match="before a launch with the same shapes"):
+        machine.card.recorded(context.execute_async_v3)

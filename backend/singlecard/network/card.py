@@ -6,13 +6,21 @@ place.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+
+from singlecard.host_memory import host_bytes, host_view
+
+#: Held while a CUDA graph is recorded: PyTorch's generator of random numbers takes part in each
+#: recording, and in one at a time.
+_recording = threading.Lock()
 
 
 class Card:
@@ -43,9 +51,67 @@ class Card:
         """Tell whether the current stream's work goes into a CUDA graph instead of being done."""
         return bool(torch.cuda.is_current_stream_capturing())
 
+    def recorded(self, launch: Callable[[int], None]) -> Callable[[], None]:
+        """Record work in a CUDA graph; return what does it on the current stream.
+
+        `torch.cuda.graph` would wait for the device and give all cached memory back first, to make
+        room for what is allocated in the recording. Here nothing is.
+
+        Args:
+            launch: puts the work on the stream of the given handle, and allocates nothing.
+
+        Raises:
+            RuntimeError: the work cannot be recorded. The stream and the allocator are as before.
+        """
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        with _recording, torch.cuda.stream(self._side):
+            try:
+                # What other threads ask of CUDA meanwhile does no harm.
+                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+                launch(self.stream())
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # the first error says more
+                    self._end(graph, pool)
+                raise
+            self._end(graph, pool)
+        return graph.replay
+
+    def _end(self, graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            # PyTorch leaves its allocator in the recording then, where memory that was used on
+            # several streams is never reused again.
+            end: Any = torch._C._cuda_endAllocateToPool
+            with contextlib.suppress(RuntimeError):  # it was not in it yet
+                end(self.device.index, pool)
+            raise
+
+    @functools.cached_property
+    def _side(self) -> torch.cuda.Stream:
+        """The stream that recordings are made on: the default one takes none."""
+        return torch.cuda.Stream(self.device)
+
     def bytes(self, size: int) -> torch.Tensor:
         """Return memory of the current stream, aligned as every allocation is."""
         return self.empty((size,), (1,), dtype=torch.uint8)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that the card has."""
+        return int(torch.cuda.get_device_properties(self.device).total_memory)
+
+    def host_bytes(self, size: int) -> torch.Tensor:
+        """Return host memory that the card reads and writes as its own.
+
+        Raises:
+            torch.OutOfMemoryError: there is not so much that could be locked.
+        """
+        return host_bytes(size, self.device)
+
+    def host_view(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Return the same memory as a tensor on the CPU, if it is such host memory."""
+        return host_view(tensor)
 
     def keep(self, tensors: Sequence[torch.Tensor]) -> None:
         """Have the memory of tensors reused only after the current stream's work of now."""

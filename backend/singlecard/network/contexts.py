@@ -117,7 +117,46 @@ class Context:
             RuntimeFailure: an input does not fit, or the launch failed.
             torch.OutOfMemoryError: there is no memory for the results, or for scratch.
         """
+        self.check(values)
         given, copied = self._given(values)
+        results = self.bind(given, self._card.empty)
+        block = self.give_scratch(capturing)
+        if self.stream and not capturing:
+            self._card.keep(values)  # the caller may have made them on another stream
+        self.launch(self.stream)
+        del block
+        if self._allocated:
+            results = self._with_allocated(results)
+        if self._writes:
+            results = self.written(values, copied, results)
+        return results
+
+    def check(self, values: Sequence[torch.Tensor]) -> None:
+        """Refuse inputs that the engine does not take.
+
+        Raises:
+            RuntimeFailure: one is of another type, or on another device.
+        """
+        device = self._card.device
+        for (name, dtype), value in zip(self._checks, values, strict=True):
+            if value.dtype != dtype or value.device != device:
+                raise RuntimeFailure(
+                    f"the engine's {name} takes {dtype} on {device}, got {value.dtype} on "
+                    f"{value.device}: move or convert it before the call"
+                )
+
+    def bind(
+        self, given: Sequence[torch.Tensor], empty: Callable[..., torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Set shapes and addresses of inputs that can be read; return the results' memory.
+
+        Args:
+            given: the inputs.
+            empty: gives memory for a result: ``empty(shape, strides, dtype=...)``.
+
+        Raises:
+            RuntimeFailure: an input has a shape that the engine does not take.
+        """
         shapes = tuple([value.shape for value in given])
         if shapes != self._shapes:
             self._set_shapes(shapes)
@@ -133,38 +172,36 @@ class Context:
             elif extent is None:
                 continue
             else:
-                result = self._card.empty(*extent, dtype=dtype)
+                result = empty(*extent, dtype=dtype)
             results.append(result)
             address = result.data_ptr() or self._no_address()
             if told.get(name) != address:
                 self._tell(tell, name, address)
-        block = self._give_scratch(capturing)
-        if self.stream and not capturing:
-            self._card.keep(values)  # the caller may have made them on another stream
-        if not self._context.execute_async_v3(self.stream):
-            self._raise_launch_failure()
-        del block
-        if self._allocated:
-            results = self._with_allocated(results)
-        if self._writes:
-            results = self._written(values, copied, results)
         return results
+
+    def launch(self, stream: int) -> None:
+        """Launch the engine on a stream, with what it was told.
+
+        Raises:
+            RuntimeFailure: TensorRT could not.
+        """
+        if not self._context.execute_async_v3(stream):
+            self._raise_launch_failure()
+
+    @property
+    def allocates(self) -> bool:
+        """Whether it has asked for memory of an output whose size only the run tells."""
+        return bool(self._allocated)
 
     def _given(
         self, values: Sequence[torch.Tensor]
     ) -> tuple[Sequence[torch.Tensor], dict[int, torch.Tensor]]:
-        """Check inputs; return what TensorRT can read, and which of it are copies."""
-        device = self._card.device
+        """Return what TensorRT can read, and which of it are copies."""
         copied: dict[int, torch.Tensor] = {}
-        for place, ((name, dtype), value) in enumerate(zip(self._checks, values, strict=True)):
-            if value.dtype != dtype or value.device != device:
-                raise RuntimeFailure(
-                    f"the engine's {name} takes {dtype} on {device}, got {value.dtype} on "
-                    f"{value.device}: move or convert it before the call"
-                )
-            if not value.is_contiguous() or value.data_ptr() % ALIGNMENT:
+        for place, value in enumerate(values):
+            if not is_readable(value):
                 shape = tuple(value.shape)
-                copy = self._card.empty(shape, _contiguous(shape), dtype=dtype)
+                copy = self._card.empty(shape, contiguous(shape), dtype=value.dtype)
                 copied[place] = copy.copy_(value)
         if not copied:
             return values, copied
@@ -190,7 +227,7 @@ class Context:
     def _extent(self, name: str) -> _Extent:
         shape = tuple(self._context.get_tensor_shape(name))
         if -1 not in shape:
-            return shape, _contiguous(shape)
+            return shape, contiguous(shape)
         if name not in self._allocated:
             allocated = Allocated(self._card)
             if not self._context.set_output_allocator(name, allocated.callback):
@@ -215,7 +252,13 @@ class Context:
             self._nothing = self._card.bytes(ALIGNMENT)
         return self._nothing.data_ptr()
 
-    def _give_scratch(self, capturing: bool) -> torch.Tensor | None:
+    @property
+    def has_scratch(self) -> bool:
+        """Whether the scratch memory that it was given last is still there."""
+        scratch = self.scratch
+        return not self._scratch_bytes or scratch is None or scratch.generation == self._generation
+
+    def give_scratch(self, capturing: bool) -> torch.Tensor | None:
         """Give scratch memory if it is another block than at the last call."""
         size, scratch = self._scratch_bytes, self.scratch
         if not size or scratch is None:
@@ -245,7 +288,7 @@ class Context:
             for (name, dtype, place), extent in zip(self._results, self._extents, strict=True)
         ]
 
-    def _written(
+    def written(
         self,
         values: Sequence[torch.Tensor],
         copied: dict[int, torch.Tensor],
@@ -263,7 +306,12 @@ class Context:
         return results
 
 
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+def is_readable(value: torch.Tensor) -> bool:
+    """Tell whether TensorRT can read a tensor where it lies."""
+    return value.is_contiguous() and not value.data_ptr() % ALIGNMENT
+
+
+def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the strides of a contiguous tensor."""
     strides = [1] * len(shape)
     for axis in reversed(range(len(shape) - 1)):

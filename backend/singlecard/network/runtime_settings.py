@@ -1,23 +1,16 @@
 """How engines are run, and which features of the installed TensorRT that asks for.
 
-TensorRT for RTX has more of them than full TensorRT. What the installed one lacks is left out, and
-said once.
+TensorRT for RTX has more of them than full TensorRT. What the installed one lacks is left out.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from singlecard.network.flavour import flavour_name, trt
-
-log = logging.getLogger("singlecard.runtime")
-
-#: What makes kernels for exactly the shapes of a call: behind calls, before them, or never.
-Specialization = Literal["lazy", "eager", "none"]
+from singlecard.network.flavour import trt
+from singlecard.options import Specialization
 
 
 @dataclass(frozen=True)
@@ -25,11 +18,14 @@ class RuntimeSettings:
     """How an engine is run. None of it changes what the engine is, or its key.
 
     Attributes:
-        cuda_graphs: let TensorRT for RTX record the kernels of a call once, and launch them as one.
+        cuda_graphs: record the kernels of a call once, and launch them as one. TensorRT for RTX
+            does so itself, for full TensorRT PyTorch does it.
         specialization: when TensorRT for RTX compiles kernels for the shapes of a call.
         weight_budget: bytes of streamable weights that stay on the card; the others are copied
             there at each call. None keeps all there. An engine without streamable weights, which
             was not built with weight streaming, does not look at it.
+        memory_budget: bytes that the weights of all engines of the process may take on the card
+            together; engines take turns where they would take more. None: no limit.
         shared_scratch: one block of scratch memory for all engines on a stream, instead of one for
             each engine.
         keep_kernels: keep the kernels that were compiled on this card for the next process.
@@ -38,6 +34,7 @@ class RuntimeSettings:
     cuda_graphs: bool = False
     specialization: Specialization = "lazy"
     weight_budget: int | None = None
+    memory_budget: int | None = None
     shared_scratch: bool = True
     keep_kernels: bool = True
 
@@ -94,8 +91,6 @@ def new_context(
         graphs: Any = getattr(trt, "CudaGraphStrategy")  # noqa: B009
         recorded = graphs.WHOLE_GRAPH_CAPTURE if settings.cuda_graphs else graphs.DISABLED
         config.cuda_graph_strategy = recorded
-    elif settings.cuda_graphs:
-        _say_missing("CUDA graphs", "record calls with torch.cuda.graph")
     if hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):
         kinds: Any = getattr(trt, "DynamicShapesKernelSpecializationStrategy")  # noqa: B009
         chosen = getattr(kinds, settings.specialization.upper())
@@ -105,6 +100,6 @@ def new_context(
     return engine.create_execution_context(config), (config, kernels)
 
 
-@functools.cache
-def _say_missing(feature: str, instead: str) -> None:
-    log.warning("%s has no %s of its own: %s", flavour_name(), feature, instead)
+def has_own_graphs() -> bool:
+    """Tell whether the installed TensorRT records CUDA graphs itself."""
+    return hasattr(trt, "CudaGraphStrategy")
