@@ -20,7 +20,7 @@ from singlecard.capture.aot import capture
 from singlecard.capture.program import Program
 from singlecard.capture.spans import symbols_of
 from singlecard.capture.variants import Executable
-from singlecard.errors import CaptureError, RuntimeFailure, SinglecardError
+from singlecard.errors import CaptureError, OptionError, RuntimeFailure, SinglecardError
 from singlecard.observe import events
 from singlecard.observe.topics import topic
 from singlecard.options import Options
@@ -38,6 +38,7 @@ def compile_graph(
     examples: Sequence[Any],
     *,
     options: Mapping[str, Any] | Options | None = None,
+    mode: str | None = None,
 ) -> Callable[..., Any]:
     """Compile one graph of Dynamo's: the entry point ``torch_dynamo_backends: singlecard``.
 
@@ -45,10 +46,17 @@ def compile_graph(
         module: Dynamo's graph.
         examples: the tensors and sizes it was traced with.
         options: see `singlecard.Options`.
+        mode: as `torch.compile` hands it over; there is none.
 
     Raises:
         OptionError: an option is not valid.
     """
+    if mode not in (None, "default"):
+        raise OptionError(
+            f"mode={mode!r} is of TorchInductor, and singlecard has none: say what you want with "
+            "options. With fallback='inductor', Inductor takes its own settings: "
+            "torch._inductor.config.patch(torch._inductor.list_mode_options(...)) around the call"
+        )
     chosen = Options.parse(options)
     if _needs_gradients(examples):
         warn_once(
@@ -188,5 +196,5 @@ def _execution(options: Options, examples: Sequence[Any]) -> str:
         return "engine"
     if options.execution == "engine":
         raise RuntimeFailure(f"execution='engine' is not possible: {refusal}")
-    warn_once(f"{refusal}: the model runs in eager PyTorch")
+    warn_once(f"{refusal}: the model runs in PyTorch")
     return "eager"

@@ -411,6 +411,13 @@ def test_options_are_validated_through_torch_compile() -> None:
     assert isinstance(caught.value.inner_exception, OptionError)
 
 
+def test_modes_are_refused_by_name() -> None:
+    """Dynamo's own TypeError would say that compile_graph got an unexpected argument."""
+    compiled = torch.compile(nn.Linear(4, 4), backend="singlecard", mode="max-autotune")
+    with pytest.raises(BackendCompilerFailed, match="mode='max-autotune' is of TorchInductor"):
+        compiled(torch.ones(1, 4))
+
+
 def test_by_name() -> None:
     """``backend="singlecard"`` works with no import, from the installed entry point."""
     points = importlib.metadata.entry_points(group="torch_dynamo_backends")

