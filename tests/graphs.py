@@ -18,8 +18,8 @@ from singlecard.report.measure import fresh_call
 class _Unused:
     """Stands for a compiled Program that nobody runs."""
 
-    def is_current(self, args: Sequence[Any]) -> bool:
-        return True
+    def attempt(self, args: Sequence[Any]) -> list[Any] | None:
+        return self(args)
 
     def __call__(self, args: Sequence[Any]) -> list[Any]:
         raise AssertionError("this program is only looked at")

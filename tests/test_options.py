@@ -63,6 +63,9 @@ BAD: list[dict[str, Any]] = [
     {"cache_dir": 7},
     {"targets": 89},
     {"targets": {"sm89": 1}},
+    {"offload_weights": "yes"},
+    {"cuda_graphs": 1},
+    {"specialization": "behind"},
 ]
 
 
@@ -73,6 +76,20 @@ def test_bad_value_names_option_and_value(given: dict[str, Any]) -> None:
     with pytest.raises(OptionError) as caught:
         Options.parse(given)
     assert key in str(caught.value) and repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"memory_budget": "1GiB"}, {"cuda_graphs": True}, {"offload_weights": True},
+     {"specialization": "none"}],
+    ids=str,
+)  # fmt: skip
+def test_what_another_runtime_does_not_do_is_refused(given: dict[str, Any]) -> None:
+    """A budget that nobody keeps is found out when the card runs full."""
+    (key,) = given
+    with pytest.raises(OptionError, match=f"{key}=.*runtime='torch_tensorrt'"):
+        Options.parse({"runtime": "torch_tensorrt", **given})
+    Options.parse(given)
 
 
 def test_near_value_is_suggested() -> None:

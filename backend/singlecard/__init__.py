@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from singlecard.report.memory_plan import plan_memory
     from singlecard.report.memory_rows import MemoryPlan
     from singlecard.report.verify import VerifyReport, verify
+    from singlecard.runtime.offload import offload_weights, restore_weights
     from singlecard.warning import SinglecardWarning
     from singlecard_calib.calibrate import calibrate, calibrating
     from singlecard_calib.merge import merge_tables
@@ -61,8 +62,10 @@ _HOMES = {
     "export": "singlecard.artifact.exporting",
     "load": "singlecard.artifact.loading",
     "merge_tables": "singlecard_calib.merge",
+    "offload_weights": "singlecard.runtime.offload",
     "plan_memory": "singlecard.report.memory_plan",
     "prune": "singlecard_calib.pruning",
+    "restore_weights": "singlecard.runtime.offload",
     "round_weights": "singlecard_calib.weight_rounding",
     "search_precision": "singlecard_calib.search",
     "set_logs": "singlecard.observe",
@@ -118,8 +121,10 @@ __all__ = [
     "export",
     "load",
     "merge_tables",
+    "offload_weights",
     "plan_memory",
     "prune",
+    "restore_weights",
     "round_weights",
     "search_precision",
     "set_logs",

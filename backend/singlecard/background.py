@@ -104,8 +104,10 @@ class Pending:
         else:
             self._current = compiled
 
-    def is_current(self, args: Sequence[Any]) -> bool:
-        return self._current.is_current(args)
+    def attempt(self, args: Sequence[Any]) -> list[Any] | None:
+        if not self._begun:
+            self._begin()
+        return self._current.attempt(args)
 
     def __call__(self, args: Sequence[Any]) -> list[Any]:
         if not self._begun:

@@ -33,12 +33,15 @@ Runtime = Literal["tensorrt", "torch_tensorrt"]
 
 Fallback = Literal["eager", "inductor"]
 
+Specialization = Literal["lazy", "eager", "none"]
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": get_args(Precision),
     "execution": get_args(Execution),
     "build": get_args(Build),
     "fallback": get_args(Fallback),
     "runtime": get_args(Runtime),
+    "specialization": get_args(Specialization),
 }
 
 
@@ -108,9 +111,17 @@ class Options:
             ``"batch.images.0"``. A call outside of its range runs in eager PyTorch. None: the
             ranges that PyTorch knows.
         workspace_bytes: limit for the scratch memory of one engine. None: no limit of ours.
-        memory_budget: GPU memory that the weights of a graph's engines may take, in bytes or as
-            ``"8GiB"``, in equal shares; beyond it they are streamed from host memory. None: all
-            weights stay on the card.
+        memory_budget: GPU memory that the weights of all engines of the process may take on a card,
+            in bytes or as ``"8GiB"``. A graph with larger weights streams from host memory what
+            exceeds it; graphs that do not fit together take turns. Of different budgets the
+            smallest counts. None: all weights stay on the card.
+        offload_weights: move the model's own weights to host memory when engines that hold them are
+            loaded: they stay tensors on the card, and what reads them reads over the bus.
+            `singlecard.restore_weights` is the way back. None: where they take more than a quarter
+            of the card's memory.
+        cuda_graphs: record the kernels of a call once, and launch them as one.
+        specialization: when TensorRT for RTX compiles kernels for the sizes of a call with dynamic
+            shapes: ``"lazy"`` behind calls, ``"eager"`` before the first, ``"none"`` never.
     """
 
     precision: Precision = "fp32"
@@ -134,6 +145,9 @@ class Options:
     profiles: tuple[Span, ...] = ()
     workspace_bytes: int | None = None
     memory_budget: int | None = None
+    offload_weights: bool | None = None
+    cuda_graphs: bool = False
+    specialization: Specialization = "lazy"
 
     @classmethod
     def parse(cls, given: Mapping[str, Any] | Options | None) -> Options:
@@ -193,10 +207,26 @@ class Options:
         for key in ("cache_limit", "memory_budget"):
             if key in values:
                 values[key] = _size(key, values[key])
-        for key in ("strict", "demote_float64", "sparse_weights"):
+        for key in (
+            "strict", "demote_float64", "sparse_weights", "offload_weights", "cuda_graphs"
+        ):  # fmt: skip
             if not isinstance(values.get(key, False), bool):
                 raise OptionError(f"option {key}={values[key]!r} is not valid: True or False")
-        return cls(**values)
+        options = cls(**values)
+        if options.runtime != "tensorrt":
+            _check_own_runtime(options)
+        return options
+
+
+def _check_own_runtime(options: Options) -> None:
+    """Refuse what another runtime than ours does not do, instead of leaving it out in silence."""
+    for key in ("memory_budget", "offload_weights", "cuda_graphs", "specialization"):
+        value = getattr(options, key)
+        if value != Options.__dataclass_fields__[key].default:
+            raise OptionError(
+                f"option {key}={value!r} is given with runtime={options.runtime!r}, whose engines "
+                f"are not run by singlecard: leave out one of the two"
+            )
 
 
 def types_of(precision: str) -> tuple[str, ...]:

@@ -27,7 +27,9 @@ from singlecard.observe import events
 from singlecard.observe.topics import topic
 from singlecard.recipe import Recipe, recipe_digest, recipe_from_plain, recipe_to_plain
 from singlecard.runtime.engine import EngineRunner
-from singlecard.runtime.executable import Executable, Frozen
+from singlecard.runtime.executable import Executable
+from singlecard.runtime.frozen import Frozen
+from singlecard.runtime.offload import Offload
 from singlecard.runtime.ranged import in_range
 from singlecard.runtime.runners import Runner
 from singlecard.runtime.torch_tensorrt import TorchTensorRTRunner
@@ -112,6 +114,7 @@ class Recalled:
             for node, example in zip(placeholders, examples, strict=True)
         ]
         weights = [examples[place] for place in wiring.frozen]
+        frozen = Frozen(wiring.frozen, weights)
         self._statistics = Statistics(weights if has_batch_norm(module.graph) else ())
         self._context = TracingContext.try_get()
         self._lock = threading.Lock()
@@ -120,17 +123,21 @@ class Recalled:
         session, binding = recall.session, recipe.binding
         runner: Runner
         if session.options.runtime == "tensorrt":
-            settings = session.runtime_settings()
-            runner = EngineRunner(entry.plan, binding, entry, settings=settings)
+            size = entry.plan.stat().st_size
+            settings = session.runtime_settings(size, size)
+            offload = Offload(frozen, session.options.offload_weights)
+            runner = EngineRunner(
+                entry.plan, binding, entry, settings=settings, before_load=offload
+            )
         else:
             runner = TorchTensorRTRunner(entry.plan, binding, entry)
         run = in_range(runner, binding, None)
-        self._executable = Executable(wiring, [run], Frozen(wiring.frozen, weights))
+        self._executable = Executable(wiring, [run], frozen)
 
     def __call__(self, *args: Any) -> Any:
-        if self._captured is None and self._is_current(args):
+        if self._captured is None and self._statistics.are_current():
             try:
-                results = self._executable(args)
+                results = self._executable.attempt(args)
             except RuntimeFailure as error:
                 if self._strict:
                     raise
@@ -138,16 +145,14 @@ class Recalled:
                     self._told.add(str(error))
                     log.warning("%s: this graph runs in PyTorch", error)
                 return self._in_pytorch(*args)
-            for place, argument in self._passed:
-                results[place] = args[argument]
-            return results
+            if results is not None:
+                for place, argument in self._passed:
+                    results[place] = args[argument]
+                return results
         with self._lock:
             if self._captured is None:
                 self._captured = self._capture_anew(args)
         return self._captured(*args)
-
-    def _is_current(self, args: Sequence[Any]) -> bool:
-        return self._executable.is_current(args) and self._statistics.are_current()
 
     def _capture_anew(self, args: Sequence[Any]) -> Callable[..., Any]:
         """Take the long way, as Dynamo would have gone it: its sizes have their symbols still."""

@@ -24,16 +24,20 @@ from singlecard.options import Options
 from singlecard.runtime.binding import Binding
 from singlecard.runtime.wiring import Size, Slot, Step, Wiring
 
-#: Options that say where engines are kept and when they are built, not what they are.
+#: Options that say where engines are kept, when they are built and how they run, not what they are.
 _ELSEWHERE = (
     "build",
     "cache_dir",
     "cache_limit",
     "calibration",
+    "cuda_graphs",
     "execution",
     "fallback",
+    "memory_budget",
+    "offload_weights",
     "remote_cache",
     "signing_key",
+    "specialization",
 )
 
 
@@ -61,6 +65,7 @@ def recipe_digest(fingerprint: str, options: Options, spans: Mapping[Any, Any]) 
     parts = (
         fingerprint,
         repr(asked),
+        repr(options.memory_budget is not None),  # whether weights can be streamed
         "" if table is None else repr(table.to_dict()),
         repr(sorted((str(symbol), span) for symbol, span in spans.items())),
         flavour_name(),

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import sympy
 import torch
@@ -16,6 +15,7 @@ from torch import fx
 
 from singlecard.capture.program import Program
 from singlecard.capture.spans import Triple
+from singlecard.capture.spill import Spill
 from singlecard.engine.build import (
     Engine,
     find_engine,
@@ -24,7 +24,7 @@ from singlecard.engine.build import (
     key_parts,
     trial_report,
 )
-from singlecard.engine.cache import Cache, StoreError
+from singlecard.engine.cache import Cache, StoreError, default_folder
 from singlecard.engine.cards import cards_of
 from singlecard.engine.cost import LAUNCH
 from singlecard.engine.memory import recall, remember
@@ -58,13 +58,17 @@ from singlecard.precision.quantize import ROUNDING, quantize
 from singlecard.recipe import Recipe
 from singlecard.runtime.binding import Binding, binding_of
 from singlecard.runtime.engine import EngineRunner
-from singlecard.runtime.executable import Executable, Frozen
+from singlecard.runtime.executable import Executable
+from singlecard.runtime.frozen import Frozen
+from singlecard.runtime.offload import Offload
+from singlecard.runtime.pieces import Cut, Pieces
 from singlecard.runtime.ranged import in_range
-from singlecard.runtime.runners import Runner, eager_runner, pytorch_runner, reference_runner
+from singlecard.runtime.runners import Runner, pytorch_runner, reference_runner
 from singlecard.runtime.torch_tensorrt import (
     TorchTensorRTRunner,
     describe,
 )
+from singlecard.runtime.weight_turns import weight_share
 from singlecard.targets import check_types
 
 
@@ -142,10 +146,20 @@ class Session:
             weight_streaming=options.memory_budget is not None,
         )
 
-    def runtime_settings(self, engines: int = 1) -> RuntimeSettings:
-        """Return how engines are run, of which a graph has this many; they share its budget."""
-        budget = self.options.memory_budget
-        return RuntimeSettings(weight_budget=None if budget is None else budget // engines)
+    def runtime_settings(self, size: int, graph: int) -> RuntimeSettings:
+        """Return how an engine is run.
+
+        Args:
+            size: bytes of its plan, which are its weights and little else.
+            graph: of all plans of its graph.
+        """
+        options = self.options
+        return RuntimeSettings(
+            cuda_graphs=options.cuda_graphs,
+            specialization=options.specialization,
+            weight_budget=weight_share(size, graph, options.memory_budget),
+            memory_budget=options.memory_budget,
+        )
 
     @functools.cached_property
     def cache(self) -> Cache:
@@ -183,6 +197,7 @@ class Session:
         graph = Graph()
         self.graphs.append(graph)
         frozen = Frozen.of(program)
+        program.spill = self._new_spill()
         if self.options.build == "background":  # the model may be trained on meanwhile
             program.copy_constants()
         self._name(program)
@@ -191,13 +206,15 @@ class Session:
             self.options.calibration.check({point.name: point.signature() for point in points})
         if self.options.precision in QUANTIZED:
             graph.placement = self._place(program, spans or {})
-        work = self._finish(program, graph.placement, spans or {}, graph)
+        work = self._finish(program, graph.placement, spans or {}, graph, frozen)
         graph.partition = work.partition
         graph.ops, graph.lowered_ops = work.partition.ops, work.partition.lowered_ops
         graph.fallback = list(work.partition.fallback)
         graph.trace = program.trace
         self._tell(graph.fallback)
         executable = Executable.of(program, work.steps, frozen)
+        if self.execution == "engine" and program.again is not None:
+            program.let_go()  # engines have the weights, and the model
         wiring, passed = executable.wiring, program.passed
         if passed is not None and len(graph.engines) == len(work.steps) == 1:
             if not wiring.constants:
@@ -211,36 +228,62 @@ class Session:
         placement: Placement | None,
         spans: Mapping[sympy.Symbol, Triple],
         graph: Graph,
+        frozen: Frozen,
     ) -> _Work:
         """Lower the precision of a Program, divide it, and make what runs each segment."""
-        refused: dict[fx.Node, str] = {}
-
-        def final_reason(node: fx.Node) -> str | None:
-            return (
-                refused.get(node)
-                or self._reason_of(node)
-                or target_refusal(node, self.options.targets or ())
-            )
-
-        self._lower_precision(program, {} if placement is None else placement.assignment)
+        refused: dict[str, str] = {}
+        reason = functools.partial(self._final_reason, refused)
+        assignment = {} if placement is None else placement.assignment
+        self._lower_precision(program, assignment)
         while True:
             with self.timed("partition"):
-                partition = divide(program, final_reason, self.options.min_block_size)
+                partition = divide(program, reason, self.options.min_block_size)
             self._insist(partition.fallback)
-            engines = sum(segment.lowered for segment in partition.segments)
             try:
-                steps = [
-                    self._step(program, segment, graph, spans, engines)
-                    for segment in partition.segments
+                made = [
+                    self._step(program, segment, graph, spans) for segment in partition.segments
                 ]
-                return _Work(partition, steps)
+                break
             except _Refused as error:
                 graph.engines.clear()
                 graph.bindings.clear()
-                refused.update(dict.fromkeys(error.nodes, error.reason))
+                refused.update({node.name: error.reason for node in error.nodes})
+        cut: Cut = lambda: (program, partition.segments)  # noqa: E731
+        if program.again is not None and self.execution == "engine":
+            cut = functools.partial(self._cut_again, program.again, assignment, refused)
+        about = _About(
+            sum(engine.plan.stat().st_size for engine in graph.engines),
+            Pieces(cut),
+            Offload(frozen, self.options.offload_weights),
+        )
+        return _Work(partition, [make(place, about) for place, make in enumerate(made)])
+
+    def _cut_again(
+        self,
+        capture: Callable[[], Program],
+        assignment: Mapping[str, str],
+        refused: Mapping[str, str],
+    ) -> tuple[Program, Sequence[Segment]]:
+        """Capture a Program once more, and cut it as it was cut."""
+        program = capture()
+        program.spill = self._new_spill()
+        self._name(program)
+        self._lower_precision(program, assignment)
+        reason = functools.partial(self._final_reason, refused)
+        return program, divide(program, reason, self.options.min_block_size).segments
+
+    def _final_reason(self, refused: Mapping[str, str], node: fx.Node) -> str | None:
+        return (
+            refused.get(node.name)
+            or self._reason_of(node)
+            or target_refusal(node, self.options.targets or ())
+        )
 
     def _reason_of(self, node: fx.Node) -> str | None:
         return self._excluded(node) or refusal(node)
+
+    def _new_spill(self) -> Spill:
+        return Spill(self.options.cache_dir or default_folder())
 
     def _name(self, program: Program) -> None:
         """Bring a Program to the form in which ops have names for calibration."""
@@ -284,7 +327,7 @@ class Session:
         def build(assignment: Mapping[str, str]) -> list[PlanReport] | None:
             try:
                 networks = self._networks(program.copy(), assignment, spans)
-                return [trial_report(lowered, self.settings) for lowered in networks]
+                return [trial_report(lowered, self.settings, cache) for lowered in networks]
             except (BuildError, LoweringError) as error:
                 topic("placement").debug("a trial does not build: %s", error)
                 return None
@@ -352,10 +395,11 @@ class Session:
         segment: Segment,
         graph: Graph,
         spans: Mapping[sympy.Symbol, Triple],
-        engines: int,
-    ) -> tuple[Segment, Runner]:
+    ) -> _Make:
+        """Prepare a segment; return what makes its runner when all segments are prepared."""
         if not segment.lowered:
-            return segment, pytorch_runner(program, segment, self.options.fallback)
+            run = pytorch_runner(program, segment, self.options.fallback)
+            return lambda place, about: run
         try:
             with self.timed("lowering"):
                 lowered = lower(program, segment, spans)
@@ -366,30 +410,42 @@ class Session:
         except Exception as error:
             raise _Refused(segment.nodes, _fault("lowering", error)) from error
         engine = self._engine(lowered, segment) if self.build else None
-        held = None if engine is None else engine.entry
         if engine is not None:  # what runs the engine holds it: who only builds lets go
             graph.engines.append(dataclasses.replace(engine, entry=None))
-        instead = None if self.options.strict else eager_runner(program, segment)
         binding = binding_of(lowered, segment)
         graph.bindings.append(binding)
-        run: Runner
         if self.execution == "engine":
             assert engine is not None
-            run = self._engine_runner(engine.plan, binding, held, segment, engines)
+            make = self._engine_runner(engine, binding, segment)
         else:
-            run = reference_runner(lowered, binding)
-        return segment, in_range(run, binding, instead)
+            reference = reference_runner(lowered, binding)
+            make = lambda about: reference  # noqa: E731
+
+        def made(place: int, about: _About) -> Runner:
+            instead = None if self.options.strict else about.pieces.runner(place, segment)
+            return in_range(make(about), binding, instead)
+
+        return made
 
     def _engine_runner(
-        self, plan: Path, binding: Binding, held: object, segment: Segment, engines: int
-    ) -> Runner:
+        self, engine: Engine, binding: Binding, segment: Segment
+    ) -> Callable[[_About], Runner]:
+        plan, held = engine.plan, engine.entry
         if self.options.runtime == "tensorrt":
-            return EngineRunner(plan, binding, held, settings=self.runtime_settings(engines))
+            size = plan.stat().st_size
+            return lambda about: EngineRunner(
+                plan,
+                binding,
+                held,
+                settings=self.runtime_settings(size, about.plan_bytes),
+                before_load=about.offload,
+            )
         try:
             described = describe(segment, binding)
-            return TorchTensorRTRunner(plan, binding, held, described=described)
+            runner = TorchTensorRTRunner(plan, binding, held, described=described)
         except RuntimeFailure as error:
             raise _Refused(segment.nodes, str(error)) from error
+        return lambda about: runner
 
     def _engine(self, lowered: Lowered, segment: Segment) -> Engine:
         try:
@@ -435,7 +491,30 @@ class _Work:
     """A Program divided, and what runs each segment."""
 
     partition: Partition
-    steps: list[tuple[Segment, Runner]]
+    runners: list[Runner]
+
+    @property
+    def steps(self) -> list[tuple[Segment, Runner]]:
+        return list(zip(self.partition.segments, self.runners, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class _About:
+    """What runners know of all segments of their graph.
+
+    Attributes:
+        plan_bytes: of all its plans.
+        pieces: its segments as PyTorch runs them.
+        offload: moves its weights off the card.
+    """
+
+    plan_bytes: int
+    pieces: Pieces
+    offload: Offload
+
+
+#: Makes the runner of a segment, for its place among all.
+_Make = Callable[[int, _About], Runner]
 
 
 class _Refused(Exception):

@@ -277,8 +277,8 @@ class _Again:
         self.current: Executable | None = None
         self.first = self._make({})
 
-    def is_current(self, args: Sequence[Any]) -> bool:
-        return self.first.is_current(args)
+    def attempt(self, args: Sequence[Any]) -> list[Any] | None:
+        return self(args) if self.first.frozen.are_current(args) else None
 
     def __call__(self, args: Sequence[Any]) -> list[Any]:
         if self.current is None:

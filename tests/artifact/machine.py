@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -27,7 +27,12 @@ NETWORKS: dict[str, Lowered] = {}
 class Evaluated:
     """Stands in for an engine on a card: the arithmetic of the network that its plan is of."""
 
-    def __init__(self, plan: StoredPlan, binding: Binding) -> None:
+    #: The newest one.
+    made: ClassVar[list[Evaluated]] = []
+
+    def __init__(self, plan: StoredPlan, binding: Binding, **settings: Any) -> None:
+        self.settings = settings["settings"]
+        self.made[:] = [self]
         self.plan, self.binding = plan, binding
         self.run: Callable[[Sequence[Any]], Sequence[Any]] | None = None
 

@@ -16,7 +16,7 @@ from singlecard import backend
 from singlecard.errors import ArtifactError, OptionError
 from singlecard.options import Options
 from singlecard.session import Session
-from tests.artifact.machine import Machine, memory, same
+from tests.artifact.machine import Evaluated, Machine, memory, same
 from tests.artifact.models import LLAMA, Attending, Bessel, Cached, Counting, Net, bert, llama
 
 IMAGES = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
@@ -77,6 +77,18 @@ def test_model_output(machine: Machine) -> None:
     same(got.last_hidden_state, want.last_hidden_state)
     same(got.pooler_output, want.pooler_output)
     assert [name for name, _ in loaded.inputs] == ["input_ids", "attention_mask"]
+
+
+def test_how_engines_run_is_said_when_loading(machine: Machine) -> None:
+    """A card that is too small for the model would be found out when it runs full."""
+    machine.export(Net().eval(), IMAGES, options={"memory_budget": 0})
+    loaded = machine.load(memory_budget="1kB", cuda_graphs=True, specialization="none")
+    same(loaded(IMAGES), Net().eval()(IMAGES))
+    (made,) = Evaluated.made[-1:]
+    assert made.settings.memory_budget == 1000 and made.settings.weight_budget == 1000
+    assert made.settings.cuda_graphs and made.settings.specialization == "none"
+    with pytest.raises(OptionError, match="memory_budget"):
+        machine.load(memory_budget="much")
 
 
 def test_sizes_that_vary(machine: Machine) -> None:

@@ -66,6 +66,18 @@ def test_storing_keeps_to_the_limit(tmp_path: Path) -> None:
     assert visible(cache) == {"d" * 64}
 
 
+def test_kernels_count_with_their_engine(tmp_path: Path) -> None:
+    """A card's kernels lie beside the plan, and would fill the disk outside of the limit."""
+    cache = Cache(tmp_path / "c")
+    for digest in (A, B):
+        cache.store(digest, writes(b"0123456789"))
+    (cache.path(A) / "kernels.some-card.cuda13.1.7.bin").write_bytes(bytes(100))
+    assert not cache.prune(120)
+    assert [entry.digest for entry in cache.prune(119)] == [B]
+    assert not cache.prune(110)
+    assert [entry.digest for entry in cache.prune(109)] == [A]
+
+
 def test_damaged_entries_go_first(tmp_path: Path) -> None:
     """What nobody can use must not push out what is used."""
     cache = Cache(tmp_path / "c", limit_bytes=25)

@@ -173,6 +173,11 @@ def test_a_wrong_file_builds_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "engines").exists()
 
 
+def _hears_interrupts() -> None:
+    """Undo what a shell does to a command that it starts in the background: ``pytest &``."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class held:
     """A run of a build file whose model ``waits`` has begun, and waits until the block ends."""
 
@@ -183,7 +188,11 @@ class held:
         (self.folder / "hold").touch()
         command = [sys.executable, "-m", "singlecard", "build", str(self.folder / "build.toml")]
         self.run = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=_hears_interrupts,
         )
         pid = self.folder / "pid"
         until(lambda: (pid.exists() and pid.read_text() != "") or self.run.poll() is not None)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from singlecard.free_memory import _container_memory, free_memory
 from singlecard.offline.build_file import Entry
 from singlecard.offline.jobs import Job
 from singlecard.offline.memory import (
     BUILDING_BYTES,
     BUILDING_FACTOR,
     LOADING_BYTES,
-    free_memory,
     held_memory,
     need_after_loading,
 )
@@ -182,8 +182,6 @@ def test_memory_is_measured(ballast: bytes) -> None:
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_containers_limit_counts(tmp_path: Path, version: int) -> None:
     """In a container the machine's memory is not ours: the system kills who believes so."""
-    from singlecard.offline import memory
-
     folder = tmp_path if version == 2 else tmp_path / "memory"
     folder.mkdir(exist_ok=True)
     names = {
@@ -193,10 +191,10 @@ def test_a_containers_limit_counts(tmp_path: Path, version: int) -> None:
     (folder / names[0]).write_text(f"{8 * GB}\n")
     (folder / names[1]).write_text(f"{3 * GB}\n")
     (folder / "memory.stat").write_text(f"anon 5\n{names[2]} {GB}\n")
-    assert memory._container_memory(tmp_path) == [6 * GB]
+    assert _container_memory(tmp_path) == [6 * GB]
     if version == 2:
         (folder / names[0]).write_text("max\n")
-        assert memory._container_memory(tmp_path) == []
+        assert _container_memory(tmp_path) == []
 
 
 def test_a_job_is_known_by_all_that_was_asked_of_it() -> None:

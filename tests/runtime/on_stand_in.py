@@ -65,12 +65,14 @@ class OnStandIn:
         call: Callable[..., Any] = torch.compile(model, backend=compiler)
         return call
 
-    def load(self, model: torch.nn.Module, *args: torch.Tensor, fallback: bool) -> Loaded:
+    def load(
+        self, model: torch.nn.Module, *args: torch.Tensor, fallback: bool, **given: Any
+    ) -> Loaded:
         """Export a model, and load it again."""
         path = self.machine.folder / "model.singlecard"
         options = {"targets": TARGET, "min_block_size": 1}
         artifacts.export(model, args, None, path, options=options, fallback=fallback)
-        return loading.load(path, device="cpu")
+        return loading.load(path, device="cpu", **given)
 
 
 def spec_of(lowered: Lowered, binding: Binding, faults: dict[str, Any]) -> Spec:

@@ -12,7 +12,8 @@ from singlecard.capture.results import Result
 from singlecard.errors import RuntimeFailure
 from singlecard.lowering.lower import Profile, input_name
 from singlecard.runtime.binding import Binding, feeds_of, tensors_of
-from singlecard.runtime.executable import Executable, Frozen
+from singlecard.runtime.executable import Executable
+from singlecard.runtime.frozen import Frozen
 from singlecard.runtime.ranged import in_range
 from singlecard.runtime.wiring import Slot, Step, Wiring
 
@@ -44,9 +45,9 @@ def _move(weight: torch.Tensor) -> None:
 def test_weights_that_changed_are_seen(change: Callable[[torch.Tensor], None], at: int) -> None:
     """A fine-tuned model would go on with the weights that it was compiled with."""
     made, args = _executable([torch.nn.Parameter(torch.randn(3)) for _ in range(3)])
-    assert made.is_current(args)
+    assert made.attempt(args) is not None
     change(args[at])
-    assert not made.is_current(args)
+    assert made.attempt(args) is None
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -55,7 +56,7 @@ def test_another_models_weights_are_seen(count: int) -> None:
     weights = [torch.nn.Parameter(torch.randn(3)) for _ in range(count)]
     made, args = _executable(weights)
     args[0] = torch.nn.Parameter(weights[0].detach().clone())
-    assert not made.is_current(args)
+    assert made.attempt(args) is None
 
 
 def test_weights_made_in_inference_mode_count_no_changes_and_are_taken() -> None:
@@ -63,15 +64,15 @@ def test_weights_made_in_inference_mode_count_no_changes_and_are_taken() -> None
     with torch.inference_mode():
         weight = torch.randn(3)
     made, args = _executable([weight, torch.nn.Parameter(torch.randn(3))])
-    assert made.is_current(args)
+    assert made.attempt(args) is not None
     _write(args[1])
-    assert not made.is_current(args)
+    assert made.attempt(args) is None
 
 
 def test_no_weights_are_always_current() -> None:
     """A model without weights would be compiled at each call."""
     made, args = _executable([])
-    assert made.is_current(args)
+    assert made.attempt(args) is not None
     torch.testing.assert_close(made(args)[0], args[0] * 2)
 
 
@@ -154,3 +155,31 @@ def test_feeds_are_named_as_the_network_names_its_inputs() -> None:
         input_name(0): (4, 2),
         "size_0": (5,),
     }
+
+
+@pytest.mark.parametrize(
+    "mutations, lowered, runs",
+    [((), True, 1), ((1,), True, 0), ((), False, 0)],
+    ids=["results alone", "a written input", "ops of PyTorch"],
+)
+def test_what_leaves_a_trace_runs_only_for_the_right_weights(
+    mutations: tuple[int, ...], lowered: bool, runs: int
+) -> None:
+    """A cache would be written to twice, and random numbers drawn twice, when weights change."""
+    ran: list[int] = []
+
+    def run(values: Sequence[Any]) -> Sequence[Any]:
+        ran.append(1)
+        return [values[0] * 2]
+
+    wiring = Wiring(
+        (0,), (1,), (0,), (Step(lowered, (0,), (1,)),), (Slot(1), *[Slot(1)] * len(mutations)),
+        (Result(0, None, ()),), mutations, {}, {},
+    )  # fmt: skip
+    weight = torch.nn.Parameter(torch.randn(3))
+    made = Executable(wiring, [run], Frozen((0,), [weight]))
+    _write(weight)
+    assert made.attempt([weight, torch.ones(2)]) is None
+    assert len(ran) == runs
+    assert made.attempt([torch.nn.Parameter(torch.randn(3)), torch.ones(2)]) is None
+    assert len(ran) == runs, "a glance tells that these are another model's"

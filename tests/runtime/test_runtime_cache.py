@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from singlecard.engine.shelf import Shelf
 from singlecard.network.runtime_settings import RuntimeSettings
 from singlecard.runtime.runtime_cache import KernelFile, kernels_name
 from tests.runtime.engines import doubling, runner
@@ -71,6 +72,21 @@ def test_kernels_that_came_late_are_kept_when_the_engine_goes(machine: Machine) 
     del context, run
     gc.collect()
     assert _kept(machine, KernelFile(_files(machine)[0])) == {"gemm", "late"}
+
+
+def test_kernels_of_a_plan_that_lies_elsewhere_are_kept(machine: Machine, tmp_path: Path) -> None:
+    """An artifact's engines would be compiled anew in each process."""
+    folder, digest = tmp_path / "engines", "5" * 64
+    folder.mkdir()
+    for _ in range(2):
+        run = runner(machine, doubling(kernels=("gemm",)), kernels=lambda: (folder, digest))
+        run([machine.tensor(torch.randn(2, 3))])
+        del run
+        gc.collect()
+    assert machine.compiled == 1
+    (kept,) = [path.name for path in folder.iterdir() if path.suffix == ".bin"]
+    assert kept.startswith(f"kernels.{digest}.nvidia-stand-in-4090.cuda13.")
+    assert Shelf(folder).clear() == 0 and not list(folder.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,20 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from singlecard.errors import RuntimeFailure
+from singlecard.network import weights
 from singlecard.network.runtime_settings import RuntimeSettings
+from singlecard.runtime import engine as engine_module
 from singlecard.runtime.engine import EngineRunner
-from singlecard.runtime.weight_turns import WeightTurns
+from singlecard.runtime.weight_turns import WeightTurns, weight_share
 from tests.runtime.engines import doubling, runner
-from tests.runtime.stand_in import Machine
+from tests.runtime.stand_in import HEADER, Machine
 
 
 @pytest.mark.parametrize("budget, set_to", [(None, 4000), (0, 0), (1000, 1000), (9999, 4000)])
@@ -38,12 +42,32 @@ def test_an_engine_without_streamable_weights_is_left_alone(machine: Machine) ->
     torch.testing.assert_close(run([x])[0], x * 2)
 
 
-def _runners(machine: Machine, turns: WeightTurns, sizes: list[int]) -> list[EngineRunner]:
-    return [runner(machine, doubling(weights=size, scratch=0), turns=turns) for size in sizes]
+@pytest.fixture(autouse=True)
+def turns(monkeypatch: pytest.MonkeyPatch) -> WeightTurns:
+    """Those of the card, which other tests have no part in."""
+    own = WeightTurns()
+    monkeypatch.setattr(engine_module, "turns_of", lambda device: own)
+    return own
+
+
+def _run(machine: Machine, budget: int, size: int, **changes: Any) -> EngineRunner:
+    """Return what runs an engine with so many bytes of weights, and of plan."""
+    spec = doubling(weights=size, scratch=0, **changes)
+    run = runner(machine, spec, RuntimeSettings(memory_budget=budget))
+    assert isinstance(run.plan, Path)
+    run.plan.write_bytes(run.plan.read_bytes()[:HEADER].ljust(size, b"\0"))
+    return run
+
+
+def _runners(machine: Machine, budget: int, sizes: list[int]) -> list[EngineRunner]:
+    return [_run(machine, budget, size) for size in sizes]
+
+
+_MOVES = ("load_weights", "unload_weights", "save_to_buffer", "restore_from_buffer", "unload")
 
 
 def _loads(machine: Machine) -> list[str]:
-    return [name for _, name, _ in machine.calls if name in ("load_weights", "unload_weights")]
+    return [name for _, name, _ in machine.calls if name in _MOVES]
 
 
 def _weights(machine: Machine) -> int:
@@ -52,7 +76,7 @@ def _weights(machine: Machine) -> int:
 
 def test_engines_take_turns_within_the_budget(machine: Machine) -> None:
     """A model of two halves would need the memory of both at once."""
-    runs = _runners(machine, WeightTurns(1000), [600, 700, 300])
+    runs = _runners(machine, 1000, [600, 700, 300])
     x = machine.tensor(torch.randn(2, 3))
     for at in (0, 1, 2, 0, 1, 2):
         torch.testing.assert_close(runs[at]([x])[0], x * 2)
@@ -61,7 +85,7 @@ def test_engines_take_turns_within_the_budget(machine: Machine) -> None:
 
 def test_who_was_called_longest_ago_makes_room(machine: Machine) -> None:
     """The engine that is called all the time would be loaded all the time."""
-    runs = _runners(machine, WeightTurns(1000), [400, 400, 400])
+    runs = _runners(machine, 1000, [400, 400, 400])
     x = machine.tensor(torch.randn(2, 3))
     for at in (0, 1, 0, 2):
         runs[at]([x])
@@ -69,12 +93,46 @@ def test_who_was_called_longest_ago_makes_room(machine: Machine) -> None:
     runs[0]([x])
     assert _loads(machine) == []
     runs[1]([x])
-    assert _loads(machine) == ["unload_weights", "load_weights"]
+    assert _loads(machine) == ["save_to_buffer", "unload", "restore_from_buffer"]
+
+
+def test_weights_are_read_from_the_plan_once(machine: Machine) -> None:
+    """Each turn would read them through the page cache, several times slower."""
+    runs = _runners(machine, 500, [400, 400])
+    x = machine.tensor(torch.randn(2, 3))
+    for at in (0, 1, 0, 1):
+        torch.testing.assert_close(runs[at]([x])[0], x * 2)
+    first = ["load_weights", "save_to_buffer", "unload"]
+    assert _loads(machine) == [
+        *first,
+        *first,
+        "restore_from_buffer",
+        "unload",
+        "restore_from_buffer",
+    ]
+
+
+@pytest.mark.parametrize("why", ["manager", "save", "restore", "unload", "room", "locked"])
+def test_weights_come_from_the_plan_where_host_memory_does_not_hold_them(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """The engine would be lost for want of what only makes it faster."""
+    refusals = {why: 9} if why in ("manager", "save", "restore", "unload") else {}
+    runs = [_run(machine, 500, 400, refusals=dict(refusals)) for _ in range(2)]
+    if why == "room":
+        monkeypatch.setattr(weights, "free_memory", lambda: 1000)
+    if why == "locked":
+        machine.card.hosted.capacity = 100
+    x = machine.tensor(torch.randn(2, 3))
+    for at in (0, 1, 0, 1):
+        torch.testing.assert_close(runs[at]([x])[0], x * 2)
+        assert _weights(machine) <= 500
+    assert _loads(machine).count("load_weights") == 4
 
 
 def test_contexts_outlive_their_weights(machine: Machine) -> None:
     """Each turn would compile the kernels again."""
-    runs = _runners(machine, WeightTurns(500), [400, 400])
+    runs = _runners(machine, 500, [400, 400])
     x = machine.tensor(torch.randn(2, 3))
     for at in (0, 1, 0, 1):
         runs[at]([x])
@@ -84,7 +142,7 @@ def test_contexts_outlive_their_weights(machine: Machine) -> None:
 
 def test_weights_go_behind_the_work_of_every_stream(machine: Machine) -> None:
     """Kernels that still run would read memory that is freed (the stand-in raises)."""
-    runs = _runners(machine, WeightTurns(500), [400, 400])
+    runs = _runners(machine, 500, [400, 400])
     for stream in (1, 2):
         with machine.card.on(stream):
             runs[0]([machine.tensor(torch.randn(2, 3))])
@@ -101,9 +159,7 @@ def test_weights_stay_while_their_engine_is_launched(machine: Machine) -> None:
         assert go_on.wait(timeout=20)
         return [values[0] * 2]
 
-    turns = WeightTurns(500)
-    slow = runner(machine, doubling(weights=400, compute=compute), turns=turns)
-    quick = runner(machine, doubling(weights=400), turns=turns)
+    slow, quick = _run(machine, 500, 400, compute=compute), _run(machine, 500, 400)
     done: list[str] = []
 
     def call(run: EngineRunner, stream: int, name: str) -> Callable[[], None]:
@@ -129,7 +185,7 @@ def test_weights_stay_while_their_engine_is_launched(machine: Machine) -> None:
 
 def test_an_engine_larger_than_the_budget_is_refused_and_others_run(machine: Machine) -> None:
     """It would wait for ever."""
-    large, small = _runners(machine, WeightTurns(500), [600, 400])
+    large, small = _runners(machine, 500, [600, 400])
     x = machine.tensor(torch.randn(2, 3))
     with pytest.raises(RuntimeFailure, match=r"600 bytes, .* 500: give a larger memory_budget"):
         large([x])
@@ -138,8 +194,7 @@ def test_an_engine_larger_than_the_budget_is_refused_and_others_run(machine: Mac
 
 def test_an_engine_that_is_gone_leaves_its_room(machine: Machine) -> None:
     """A model that was replaced would hold the budget of the next."""
-    turns = WeightTurns(500)
-    runs = _runners(machine, turns, [400, 400])
+    runs = _runners(machine, 500, [400, 400])
     x = machine.tensor(torch.randn(2, 3))
     runs[0]([x])
     del runs[0]
@@ -149,18 +204,74 @@ def test_an_engine_that_is_gone_leaves_its_room(machine: Machine) -> None:
     assert _loads(machine) == ["load_weights"]
 
 
-def test_a_graph_does_not_record_weights_that_move(machine: Machine) -> None:
-    """A graph keeps addresses, of weights too."""
-    (run,) = _runners(machine, WeightTurns(500), [400])
+def test_weights_that_a_graph_has_recorded_stay(machine: Machine) -> None:
+    """A graph keeps addresses, of weights too: replayed, it would read what is there by then."""
+    first, second, third = _runners(machine, 1000, [400, 400, 400])
     x = machine.tensor(torch.randn(2, 3))
-    run([x])
-    with machine.card.on(0, capturing=True), pytest.raises(RuntimeFailure, match="take turns"):
+    with machine.card.on(0, capturing=True), pytest.raises(RuntimeFailure, match="have run once"):
+        first([x])
+    first([x])
+    (held,) = machine.engines
+    with machine.card.on(0, capturing=True):
+        first([x])
+    for run in (second, third, second):
         run([x])
+    assert held.weights_loaded and _weights(machine) == 800
 
 
-def test_full_tensorrt_cannot_take_turns_and_says_so(make_machine: Callable[..., Machine]) -> None:
-    """The option would do nothing, and the card run full."""
-    machine = make_machine(full=True)
-    (run,) = _runners(machine, WeightTurns(500), [400])
-    with pytest.raises(RuntimeFailure, match="cannot take weights off the card"):
-        run([machine.tensor(torch.randn(2, 3))])
+def test_recorded_graphs_that_leave_no_room_are_named(machine: Machine) -> None:
+    """The next engine would wait for ever for memory that no one gives back."""
+    first, second = _runners(machine, 500, [400, 300])
+    x = machine.tensor(torch.randn(2, 3))
+    first([x])
+    with machine.card.on(0, capturing=True):
+        first([x])
+    with pytest.raises(RuntimeFailure, match="300 bytes, .* 500, of which 400 belong to recorded"):
+        second([x])
+
+
+def test_of_two_budgets_the_smaller_counts(machine: Machine) -> None:
+    """Whoever asked for it keeps the rest of the card for something else."""
+    first, second = _run(machine, 1000, 400), _run(machine, 600, 400)
+    x = machine.tensor(torch.randn(2, 3))
+    for run in (first, second, first):
+        run([x])
+        assert _weights(machine) <= (1000 if run is first else 600)
+    assert _weights(machine) == 400
+
+
+@pytest.mark.parametrize(
+    "full, streamed", [(True, False), (False, True)], ids=["full TensorRT", "streamed weights"]
+)
+def test_engines_go_as_a_whole_where_their_weights_alone_cannot(
+    make_machine: Callable[..., Machine], full: bool, streamed: bool
+) -> None:
+    """The budget would hold for one kind of engine, and the card run full with the other."""
+    machine = make_machine(full=full)
+    x = machine.tensor(torch.randn(2, 3))
+    runs = []
+    for _ in range(2):
+        run = _run(machine, 500, 700 if streamed else 400, streamable=700 if streamed else 0)
+        if streamed:
+            run.settings = RuntimeSettings(memory_budget=500, weight_budget=500)
+        runs.append(run)
+    for run in (*runs, *runs):
+        torch.testing.assert_close(run([x])[0], x * 2)
+        gc.collect()
+        assert len(machine.engines) == 1
+    assert _loads(machine) == []
+
+
+@pytest.mark.parametrize(
+    "sizes, budget, shares",
+    [
+        ([300, 100], None, [None, None]),
+        ([300, 100], 400, [None, None]),
+        ([300, 100], 200, [150, 50]),
+    ],
+)
+def test_engines_of_one_graph_stream_the_same_part(
+    sizes: list[int], budget: int | None, shares: list[int | None]
+) -> None:
+    """All run in each call: taking turns, each would be copied to the card each time."""
+    assert [weight_share(size, sum(sizes), budget) for size in sizes] == shares

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -26,18 +27,22 @@ from singlecard.artifact.signature import Caller, signature_from_plain
 from singlecard.artifact.structure import structure_from_text
 from singlecard.artifact.tensors import read_tensor
 from singlecard.capture.plain import NotPlain
+from singlecard.engine.cache import Cache
 from singlecard.engine.signing import read_key
-from singlecard.errors import ArtifactError, FlavourError, RuntimeFailure
+from singlecard.errors import ArtifactError, CacheError, FlavourError, RuntimeFailure
 from singlecard.network.flavour import flavour_name, flavour_version
+from singlecard.options import Options, Specialization
 from singlecard.precision.table import CalibrationTable
 from singlecard.recipe import binding_from_plain, wiring_from_plain
 from singlecard.report.origin import first_line
 from singlecard.runtime.device import card_refusal, target_of
 from singlecard.runtime.engine import EngineRunner
-from singlecard.runtime.executable import Executable, Frozen
+from singlecard.runtime.executable import Executable
+from singlecard.runtime.frozen import Frozen
 from singlecard.runtime.ranged import in_range
 from singlecard.runtime.runners import Runner
 from singlecard.runtime.wiring import Constant
+from singlecard.session import Session
 from singlecard.targets import PORTABLE
 
 log = logging.getLogger("singlecard")
@@ -45,12 +50,12 @@ log = logging.getLogger("singlecard")
 
 @dataclass(frozen=True)
 class StoredEngine:
-    """What is known of an engine in an artifact."""
+    """What is known of an engine in an artifact; None for what its builder did not tell."""
 
     digest: str
     bytes: int
-    kernels: int
-    scratch_bytes: int
+    kernels: int | None
+    scratch_bytes: int | None
 
 
 def load(
@@ -58,6 +63,10 @@ def load(
     *,
     device: str | torch.device | None = None,
     signing_key: str | os.PathLike[str] | None = None,
+    memory_budget: int | str | None = None,
+    cuda_graphs: bool = False,
+    specialization: Specialization = "lazy",
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Loaded:
     """Return what runs the model in an artifact of `singlecard.export`.
 
@@ -69,11 +78,15 @@ def load(
         device: where its model runs. None: the current CUDA device if there is one, or the CPU.
         signing_key: a file with the secret that the artifact must be signed with. None:
             ``SINGLECARD_SIGNING_KEY``, which names a file, or no check.
+        memory_budget, cuda_graphs, specialization: how engines run, see `singlecard.Options`. Only
+            a model that was exported with some ``memory_budget`` can stream its weights.
+        cache_dir: folder for kernels that TensorRT for RTX compiles on the card, which the next
+            process finds there. None: ``SINGLECARD_CACHE`` or the user's cache folder.
 
     Raises:
         ArtifactError: the file is damaged, of another release, wrongly signed, or of another
             TensorRT.
-        OptionError: the key's file cannot be used.
+        OptionError: the key's file cannot be used, or an option is not valid.
         FlavourError: it has engines, no program for the whole model, and TensorRT is missing.
 
     Example:
@@ -83,17 +96,24 @@ def load(
         >>> singlecard.load("linear.singlecard", device="cpu")(*args).shape
         torch.Size([2, 4])
     """
+    given = {
+        "memory_budget": memory_budget,
+        "cuda_graphs": cuda_graphs,
+        "specialization": specialization,
+        "cache_dir": cache_dir,
+    }
+    options = Options.parse(given)
     archive = Archive(Path(path).expanduser())
     try:
-        given = signing_key or os.environ.get("SINGLECARD_SIGNING_KEY")
-        if given:
-            _check_signature(archive, read_key(Path(given).expanduser()))
+        key = signing_key or os.environ.get("SINGLECARD_SIGNING_KEY")
+        if key:
+            _check_signature(archive, read_key(Path(key).expanduser()))
         manifest = _manifest(archive)
         where = torch.device(device) if device is not None else _usual_device()
         if where.type == "cuda" and where.index is None:
             where = torch.device("cuda", torch.cuda.current_device())
         try:
-            return Loaded(archive, manifest, where)
+            return Loaded(archive, manifest, where, options)
         except (
             KeyError,
             TypeError,
@@ -160,8 +180,15 @@ class Loaded:
         refusal: why engines cannot run here, or None.
     """
 
-    def __init__(self, archive: Archive, manifest: Mapping[str, Any], device: torch.device) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        manifest: Mapping[str, Any],
+        device: torch.device,
+        options: Options,
+    ) -> None:
         """Prepare to run; see `load`."""
+        self._options = options
         self.path, self.device = archive.path, device
         self.versions: dict[str, str] = dict(manifest["versions"])
         self.targets: tuple[str, ...] = tuple(manifest["targets"])
@@ -171,8 +198,10 @@ class Loaded:
             StoredEngine(
                 digest,
                 int(manifest["members"][f"engines/{digest}.plan"]["bytes"]),
-                int(facts["kernels"]),
-                int(facts["scratch_bytes"]),
+                *(
+                    None if facts[name] is None else int(facts[name])
+                    for name in ("kernels", "scratch_bytes")
+                ),
             )
             for digest, facts in manifest["engines"].items()
         )
@@ -300,7 +329,22 @@ class Loaded:
         binding = binding_from_plain(step["binding"])
         binding = dataclasses.replace(binding, device=self.device)
         plan = StoredPlan(self._archive, step["engine"])
-        return in_range(EngineRunner(plan, binding), binding, None)
+        session = Session(self._options, "engine", False)
+        whole = sum(engine.bytes for engine in self.engines)
+        settings = session.runtime_settings(plan.size, whole)
+        kernels = functools.partial(self._kernels, plan)
+        runner = EngineRunner(plan, binding, settings=settings, kernels=kernels)
+        return in_range(runner, binding, None)
+
+    def _kernels(self, plan: StoredPlan) -> tuple[Path, str] | None:
+        """Return where kernels that are compiled for an engine are kept; None: nowhere."""
+        cache = Cache(self._options.cache_dir)
+        try:
+            cache.open()
+        except CacheError as error:
+            log.info("kernels that are compiled for %s are not kept: %s", plan, error)
+            return None
+        return cache.engines, plan.digest
 
     def _program(self, name: str) -> torch.export.ExportedProgram:
         content = self._archive.read(name)

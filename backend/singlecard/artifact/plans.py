@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from singlecard.artifact.archive import Archive
 from singlecard.engine import signing
@@ -22,6 +23,16 @@ class StoredPlan:
 
     archive: Archive
     member: str
+
+    @property
+    def digest(self) -> str:
+        """What names the engine in a cache."""
+        return Path(self.member).stem
+
+    @property
+    def size(self) -> int:
+        """Bytes that the plan has."""
+        return int(self.archive.expected[self.member]["bytes"])
 
     @contextmanager
     def mapped(self) -> Iterator[memoryview]:

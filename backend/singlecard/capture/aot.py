@@ -136,8 +136,9 @@ def capture(
         passed = _passed(TracingContext.try_get()) if is_whole else None
 
         def compile_weights(weights: dict[int, torch.Tensor]) -> Executable:
-            program = program_from_aot(gm, weights)
-            program.passed = passed
+            again = functools.partial(program_from_aot, gm, weights)
+            program = again()
+            program.passed, program.again = passed, again
             return compile_program(program)
 
         with _disable_current_modes():  # Dynamo calls inside a fake mode; weights are real

@@ -16,6 +16,7 @@ from torch import fx
 
 from singlecard.capture.aot import is_frozen
 from singlecard.hashing import hasher_for
+from singlecard.host_memory import on_cpu
 
 #: Modules whose functions are as old as PyTorch's version says.
 _PYTORCH = ("torch", "_operator", "builtins", "math")
@@ -41,7 +42,7 @@ def fingerprint(module: fx.GraphModule, examples: Sequence[Any]) -> str | None:
 
 def digest_of(value: torch.Tensor) -> str:
     """Return the digest of a tensor's elements, in their order."""
-    data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    data = on_cpu(value).contiguous().reshape(-1).view(torch.uint8).numpy().data
     hasher = hasher_for(data.nbytes)
     hasher.update(data)
     return hasher.hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from singlecard.capture.results import Result
+from singlecard.capture.spill import Spill
 from singlecard.errors import CaptureError
 
 #: Ops that may appear in a functional graph although they are not ATen.
@@ -35,6 +36,8 @@ class Program:
         trace: what the passes did.
         passed: the results that AOTAutograd replaces by an argument, each with that argument's
             place; None where it does more around a call than that.
+        spill: where constants are put that are made of the frozen ones; None: in memory.
+        again: captures the same graph with the same weights once more; None where that cannot be.
     """
 
     module: fx.GraphModule
@@ -44,6 +47,8 @@ class Program:
     results: tuple[Result, ...]
     trace: list[str] = field(default_factory=list)
     passed: tuple[tuple[int, int], ...] | None = None
+    spill: Spill | None = None
+    again: Callable[[], Program] | None = None
 
     @property
     def graph(self) -> fx.Graph:
@@ -80,7 +85,22 @@ class Program:
         """Let go of memory that others write to; what is on a card is copied when it is lowered."""
         for name, value in list(self.module.named_buffers()):
             if value.device.type == "cpu":
-                self.module.register_buffer(name, value.clone())
+                self.module.register_buffer(name, self.hold(value.clone()))
+
+    def hold(self, value: torch.Tensor) -> torch.Tensor:
+        """Return a constant just made, whose memory nobody else uses, from where it is kept."""
+        return value if self.spill is None else self.spill.hold(value)
+
+    def convert(self, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return a copy of a constant in another type, from where it is kept."""
+        if self.spill is None:
+            return value.to(dtype, copy=True)
+        return self.spill.convert(value, dtype)
+
+    def let_go(self) -> None:
+        """Forget the values of all constants: what holds them needs them no more."""
+        for name, value in list(self.module.named_buffers()):
+            self.module.register_buffer(name, value.to("meta"))
 
     def new_constant(self, before: fx.Node, value: torch.Tensor, like: fx.Node) -> fx.Node:
         """Add a constant in front of ``before``; ``like`` lends its module path and place."""

@@ -22,9 +22,11 @@ REBUILDS = 8
 class Executable(Protocol):
     """What a Program was compiled to."""
 
-    def is_current(self, args: Sequence[Any]) -> bool: ...
+    def attempt(self, args: Sequence[Any]) -> list[Any] | None:
+        """Return the results, or None where it was compiled for other weights than in ``args``."""
 
-    def __call__(self, args: Sequence[Any]) -> list[Any]: ...
+    def __call__(self, args: Sequence[Any]) -> list[Any]:
+        """Return the results, for the weights that it was compiled for."""
 
 
 class _Weights:
@@ -75,16 +77,22 @@ class Variants:
         self._keep(self._known[0], dict(frozen))
 
     def __call__(self, args: Sequence[Any]) -> list[Any]:
-        executable = self._current(args)
-        if executable is None:
-            with self._compiling:  # another thread may have met the same weights
-                executable = self._current(args) or self._new(args)
+        results = self._attempt(args)
+        if results is not None:
+            return results
+        with self._compiling:
+            results = self._attempt(args)  # another thread may have met the same weights
+            if results is not None:
+                return results
+            executable = self._new(args)
         return self._in_pytorch(args) if executable is None else executable(args)
 
-    def _current(self, args: Sequence[Any]) -> Executable | None:
+    def _attempt(self, args: Sequence[Any]) -> list[Any] | None:
         for item in tuple(self._kept):
-            if item.executable.is_current(args) and item.statistics.are_current():
-                return item.executable
+            if item.statistics.are_current():
+                results = item.executable.attempt(args)
+                if results is not None:
+                    return results
         return None
 
     def _new(self, args: Sequence[Any]) -> Executable | None:

@@ -46,8 +46,11 @@ log = logging.getLogger("singlecard.cache")
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 _DAMAGED = re.compile(r"[0-9a-f]{64}\.damaged")
 _MEMORY = re.compile(r"[0-9a-f]{64}\.memory\.v[0-9]+")
-_TIMINGS = re.compile(r"timings\.[a-z0-9-]*\.cuda[0-9]+\.[0-9A-Za-z.+-]+\.bin")
-_STEM = re.compile(rf"[0-9a-f]{{64}}|[0-9a-f]{{16}}\.[0-9a-f]{{16}}|names|{_TIMINGS.pattern}")
+#: What was found out on a card: timings of kernels, and kernels of engines in artifacts.
+_OF_CARD = re.compile(
+    r"(?:timings|kernels\.[0-9a-f]{64})\.[a-z0-9-]*\.cuda[0-9]+\.[0-9A-Za-z.+-]+\.bin"
+)
+_STEM = re.compile(rf"[0-9a-f]{{64}}|[0-9a-f]{{16}}\.[0-9a-f]{{16}}|names|{_OF_CARD.pattern}")
 
 #: Times to look again at an entry that others replace while it is read.
 _ATTEMPTS = 8
@@ -280,14 +283,14 @@ class Shelf:
         Returns:
             the whole entries that were removed.
         """
-        entries = self._used()
+        entries = [(used, entry, _weight(entry)) for used, entry in self._used()]
         aside = [(path, bytes_on_disk(path)) for path in self._named(_DAMAGED)]
-        total = sum(entry.size for _, entry in entries) + sum(size for _, size in aside)
+        total = sum(size for *_, size in entries) + sum(size for _, size in aside)
         for path, size in aside:
             if total > limit_bytes and self.remove(path, asked=asked):
                 total -= size
         removed = []
-        for used, entry in reversed(entries):
+        for used, entry, size in reversed(entries):
             if total <= limit_bytes:
                 break
             if entry.digest in keep or not self.remove(entry.folder, asked=asked, used=used):
@@ -295,7 +298,7 @@ class Shelf:
             if not asked:
                 events.record_evicted(entry.digest, entry.size)
             removed.append(entry)
-            total -= entry.size
+            total -= size
         return removed
 
     def clear(self) -> int:
@@ -310,7 +313,7 @@ class Shelf:
         for path in [*self._named(_ENTRY), *self._named(_DAMAGED)]:
             if not self.is_other_format(path):
                 count += self.remove(path, asked=True)
-        for path in [*self._named(_MEMORY), *self._named(_TIMINGS)]:
+        for path in [*self._named(_MEMORY), *self._named(_OF_CARD)]:
             remove_tree(path)
         sweep(self.folder, _STEM, asked=True)
         return count
@@ -353,3 +356,9 @@ def _sync_names(folder: Path) -> None:
     """Have a folder's list of names on the disk, where the file system can be asked for that."""
     with contextlib.suppress(OSError):
         _sync(folder)
+
+
+def _weight(entry: Entry) -> int:
+    """Return what counts of an entry: its plan, and the kernels that were compiled for it."""
+    kernels = (bytes_on_disk(path) for path in entry.folder.glob("kernels.*.bin"))
+    return entry.size + sum(kernels)

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from singlecard.errors import LoweringError
+from singlecard.host_memory import on_cpu
 from singlecard.network import versions
 from singlecard.network.flavour import trt
 from singlecard.network.logger import Messages, new_logger
@@ -119,7 +120,7 @@ class Core:
         key = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
         if value.numel() and key in self._constants:
             return self._constants[key]
-        array = value.detach().to("cpu").contiguous()
+        array = on_cpu(value).contiguous()
         weights = trt.Weights(
             trt_from_torch(array.dtype), array.data_ptr() if array.numel() else 0, array.numel()
         )
@@ -136,7 +137,7 @@ class Core:
         key = ("int4", codes.data_ptr(), tuple(codes.shape), codes.stride())
         if key in self._constants:
             return self._constants[key]
-        pairs = codes.detach().to("cpu").contiguous().flatten().view(-1, 2)
+        pairs = on_cpu(codes).contiguous().flatten().view(-1, 2)
         array = (pairs[:, 0] & 15) | (pairs[:, 1] << 4)
         weights = trt.Weights(trt_from_torch(INT4), array.data_ptr(), 2 * array.numel())
         tensor = self.output_of(

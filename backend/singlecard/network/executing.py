@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import threading
@@ -18,15 +19,18 @@ from singlecard.network.card import Card, card_of
 from singlecard.network.contexts import Context, Scratch, Signature
 from singlecard.network.flavour import trt
 from singlecard.network.logger import Messages, new_logger
+from singlecard.network.recording import Recordings, records_calls
 from singlecard.network.runtime_settings import (
     Kernels,
     KernelStore,
     RuntimeSettings,
+    has_own_graphs,
     new_context,
 )
 from singlecard.network.types import torch_from_trt
 from singlecard.network.validity import plan_refusal
 from singlecard.network.versions import new_runtime
+from singlecard.network.weights import MovingWeights
 
 #: What TensorRT said last, at most; it talks as long as an engine lives.
 _MESSAGES = 200
@@ -35,15 +39,12 @@ _MESSAGES = 200
 class Plan(Protocol):
     """Where a plan lies, if it has no file of its own."""
 
+    @property
+    def size(self) -> int:
+        """Bytes that the plan has."""
+
     def mapped(self) -> AbstractContextManager[memoryview]:
         """Return the plan's bytes, mapped into memory."""
-
-
-class Turns(Protocol):
-    """Who may have weights on the card, where not all can."""
-
-    def taken(self, engine: LoadedEngine) -> AbstractContextManager[Any]:
-        """Have an engine's weights on the card for the time of a launch."""
 
 
 class _Recent(Messages):
@@ -76,7 +77,8 @@ class LoadedEngine:
         settings: RuntimeSettings | None = None,
         scratch: Callable[[torch.device, int], Scratch] | None = None,
         store: KernelStore | None = None,
-        turns: Turns | None = None,
+        moves: bool = False,
+        checked: Callable[[Card], None] | None = None,
     ) -> None:
         """Check and deserialize a plan.
 
@@ -88,7 +90,8 @@ class LoadedEngine:
             settings: how it is run.
             scratch: gives the scratch memory of a stream; None: each context has its own.
             store: where kernels that are compiled here are kept; None: nowhere.
-            turns: who may have weights on the card; None: everybody, all the time.
+            moves: its weights come and go: it is loaded without them, if that can be.
+            checked: called when the plan is found to be right, before memory is taken for it.
 
         Raises:
             RuntimeFailure: the plan cannot run here, or TensorRT refused it; with its own words.
@@ -100,13 +103,16 @@ class LoadedEngine:
         self.device, self.inputs, self.outputs = device, tuple(inputs), tuple(outputs)
         self.in_place = dict(in_place)
         self._contexts: dict[int, Context] = {}
+        self._recordings: dict[int, Recordings] = {}
         self._refusals: dict[int, str] = {}
-        self._lock = threading.Lock()
-        self._scratch, self._turns = scratch, turns
+        self._lock, self._creating = threading.Lock(), threading.Lock()
+        self._scratch, self._moves = scratch, moves
+        #: Whether it was loaded without its weights.
+        self.is_deferred = False
         self._marks: dict[int, torch.cuda.Event] = {}
         with self.card.entered():
             self._runtime = new_runtime(self.logger, self.messages)
-            self._engine = self._deserialize()
+            self._engine = self._deserialize(checked)
             self._set_budget()
         self._signature = self._read_signature()
         self._scratch_bytes = int(self._engine.device_memory_size_v2) if scratch is not None else 0
@@ -114,21 +120,20 @@ class LoadedEngine:
         if self._kernels is not None:
             weakref.finalize(self, _save_kernels, self._kernels, self.card, os.getpid())
 
-    def _deserialize(self) -> trt.ICudaEngine:
-        mapped = _mapped(self.plan) if isinstance(self.plan, Path) else self.plan.mapped()
+    def _deserialize(self, checked: Callable[[Card], None] | None) -> trt.ICudaEngine:
         runtime: Any = self._runtime
-        with mapped as view:
+        with self._mapped() as view:
             refusal = plan_refusal(runtime, view)
             if refusal is not None:
                 raise RuntimeFailure(
                     f"the engine {self.plan} cannot run on {self.device}: {refusal}"
                 )
-            if self._turns is not None:
-                if not hasattr(runtime, "defer_weights_loading"):
-                    raise RuntimeFailure(
-                        "the installed TensorRT cannot take weights off the card again: run "
-                        "without weight turns, or install tensorrt-rtx 1.7 or newer"
-                    )
+            if checked is not None:
+                checked(self.card)
+            # Nothing says that weights which are streamed can be taken away.
+            if self._moves and self.settings.weight_budget is None:
+                self.is_deferred = hasattr(runtime, "defer_weights_loading")
+            if self.is_deferred:
                 runtime.defer_weights_loading = True
             engine = runtime.deserialize_cuda_engine(view)
             if engine is None and self.card.release_cached():
@@ -187,27 +192,17 @@ class LoadedEngine:
             with context.lock:
                 if context.stream != stream:
                     continue  # a capture took it over
-                if self._turns is None:
+                recordings = None if capturing else self._recordings.get(stream)
+                if recordings is None:
                     results = context(values, capturing)
                 else:
-                    results = self._run_in_turn(context, values, capturing)
+                    results = recordings(context, values, self._try_context)
+                if self._moves and not capturing:
+                    self._marks[stream] = self.card.mark()
             if self._kernels is not None and context.is_new:
                 context.is_new = False
                 self._kernels.save()
             return results
-
-    def _run_in_turn(
-        self, context: Context, values: Sequence[torch.Tensor], capturing: bool
-    ) -> list[torch.Tensor]:
-        assert self._turns is not None
-        if capturing:
-            raise RuntimeFailure(
-                "an engine whose weights take turns on the card cannot be recorded in a CUDA graph"
-            )
-        with self._turns.taken(self):
-            results = context(values, False)
-            self._marks[context.stream] = self.card.mark()
-        return results
 
     def _make_context(self, stream: int, capturing: bool) -> Context:
         with self._lock:
@@ -220,27 +215,42 @@ class LoadedEngine:
             with context.lock:
                 context.assign(stream, scratch)
             self._contexts[stream] = context
+            if stream not in self._recordings and not capturing and self._records_calls():
+                recordings = Recordings(self.card, self._signature, stream, scratch)
+                self._recordings[stream] = recordings
             return context
 
-    def _new_context(self, stream: int) -> Context:
-        def create() -> tuple[trt.IExecutionContext | None, Any]:
-            return new_context(self._engine, self.settings, self._scratch is None, self._kernels)
+    def _records_calls(self) -> bool:
+        return records_calls(self.settings, self._engine, self._moves)
 
-        made, held = create()
-        if made is None and self.card.release_cached():
-            made, held = create()
-        if made is None:
+    def _new_context(self, stream: int) -> Context:
+        context = self._try_context()
+        if context is None:
             self._refusals[stream] = (
                 f"TensorRT could not create an execution context for {self.plan}, mostly for want "
                 f"of GPU memory ({self._engine.device_memory_size_v2} bytes of scratch): "
                 f"{self.messages.last_problem()}. Free memory, and start again"
             )
             raise RuntimeFailure(self._refusals[stream])
+        return context
+
+    def _try_context(self) -> Context | None:
+        """Return a new context without a stream; None where TensorRT could not make one."""
+
+        def create() -> tuple[trt.IExecutionContext | None, Any]:
+            return new_context(self._engine, self.settings, self._scratch is None, self._kernels)
+
+        with self._creating:  # nothing says that threads may make two at the same time
+            made, held = create()
+            if made is None and self.card.release_cached():
+                made, held = create()
+        if made is None:
+            return None
         return Context(self._signature, made, held, self.card, self.messages, self._scratch_bytes)
 
     def _taken_over(self) -> Context:
         """Take a context from another stream: none can be made while a graph is recorded."""
-        if self.settings.cuda_graphs:
+        if self.settings.cuda_graphs and has_own_graphs():
             raise RuntimeFailure(
                 "the engine records CUDA graphs itself, so it cannot be part of another: run it "
                 "without the setting cuda_graphs, or outside of torch.cuda.graph"
@@ -255,38 +265,32 @@ class LoadedEngine:
 
     # Weights that come and go -----------------------------------------------------------------
 
-    @property
-    def weight_bytes(self) -> int:
-        """Memory that the weights take on the card."""
-        engine: Any = self._engine
-        library: Any = trt  # what has weights that come and go has this too
-        return int(engine.get_engine_stat(library.EngineStat.TOTAL_WEIGHTS_SIZE))
-
     def load_weights(self) -> None:
-        """Put the weights on the card; of an engine that takes turns.
+        """Put the weights on the card, of an engine that was loaded without.
 
         Raises:
             RuntimeFailure: TensorRT could not.
         """
-        engine: Any = self._engine
-        mapped = _mapped(self.plan) if isinstance(self.plan, Path) else self.plan.mapped()
-        with self._lock, self._entered(), mapped as view:
-            loaded = engine.load_weights(view) or (
-                self.card.release_cached() and engine.load_weights(view)
-            )
-        if not loaded:
-            raise RuntimeFailure(
-                f"TensorRT could not load the weights of {self.plan}: "
-                f"{self.messages.last_problem()}"
-            )
+        with self._lock, self._entered():
+            self._weights.put_on_card()
 
     def unload_weights(self) -> None:
-        """Take the weights off the card, behind all calls that were launched."""
-        engine: Any = self._engine
+        """Take the weights off the card again, when all calls are done."""
+        with self._lock, self._entered():
+            self._weights.take_off_card()
+
+    @functools.cached_property
+    def _weights(self) -> MovingWeights:
+        return MovingWeights(self._engine, self.card, self.messages, self._mapped, str(self.plan))
+
+    def _mapped(self) -> AbstractContextManager[memoryview]:
+        return _mapped(self.plan) if isinstance(self.plan, Path) else self.plan.mapped()
+
+    def finish(self) -> None:
+        """Wait for all calls that were launched, of an engine whose weights come and go."""
         with self._lock, self._entered():
             while self._marks:
                 self._marks.popitem()[1].synchronize()
-            engine.unload_weights()
 
     def _entered(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.card.is_current() else self.card.entered()

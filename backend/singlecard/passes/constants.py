@@ -12,6 +12,7 @@ from torch import fx
 
 from singlecard.capture.program import Program
 from singlecard.capture.quantized import dequantize, fake_quantize
+from singlecard.host_memory import on_cpu
 from singlecard.lowering.call import tensors_in
 
 aten = torch.ops.aten
@@ -62,13 +63,34 @@ def _is_foldable(node: fx.Node, folded: dict[fx.Node, Any]) -> bool:
 
 
 def _evaluate(node: fx.Node, folded: dict[fx.Node, Any]) -> Any:
-    args = fx.map_arg(node.args, lambda arg: folded[arg])
-    kwargs = dict(fx.map_arg(node.kwargs, lambda arg: folded[arg]))
+    args = fx.map_arg(node.args, lambda arg: _here(folded[arg]))
+    kwargs = dict(fx.map_arg(node.kwargs, lambda arg: _here(folded[arg])))
     if kwargs.get("device") is not None:
         kwargs["device"] = torch.device("cpu")
     # Without the copies that passes drop, a constant may lie otherwise than a view expects.
     target: Any = aten.reshape.default if node.target in _VIEWS else node.target
     return target(*args, **kwargs)
+
+
+def _here(value: Any) -> Any:
+    """Return what ops compute with: on the CPU, so that the same is computed on every machine."""
+    return on_cpu(value) if isinstance(value, torch.Tensor) else value
+
+
+def _computed(program: Program, node: fx.Node, folded: dict[fx.Node, Any]) -> Any:
+    """Let the Program hold what is computed; a view stays one of what it is a view of."""
+    if node.target is aten._to_copy.default and node.kwargs.keys() == {"dtype"}:
+        (source,) = node.all_input_nodes
+        return program.convert(_here(folded[source]), node.kwargs["dtype"])  # type: ignore[arg-type]
+    made = _evaluate(node, folded)
+    if type(made) is not torch.Tensor or made.layout is not torch.strided:
+        return made
+    memory = made.untyped_storage().data_ptr()
+    for arg in node.all_input_nodes:
+        for value in tensors_in(folded[arg]):
+            if value.layout is torch.strided and value.untyped_storage().data_ptr() == memory:
+                return made
+    return program.hold(made)
 
 
 @torch.no_grad()
@@ -79,9 +101,9 @@ def fold_constants(program: Program) -> None:
         if node.op == "get_attr":
             value = program.constant(node)
             assert value is not None
-            folded[node] = value.to("cpu")
+            folded[node] = value
         elif _is_foldable(node, folded):
-            folded[node] = _evaluate(node, folded)
+            folded[node] = _computed(program, node, folded)
     for node in list(program.graph.nodes):
         if node.op != "call_function" or node not in folded:
             continue

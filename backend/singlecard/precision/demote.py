@@ -31,7 +31,7 @@ def demote_float64(program: Program) -> Program:
         elif node.op == "get_attr" and _is_wide(node):
             held = program.constant(node)
             assert held is not None
-            constant = program.new_constant(node, held.float(), node)
+            constant = program.new_constant(node, program.convert(held, torch.float32), node)
             node.replace_all_uses_with(constant)
             graph.erase_node(node)
             wide = [constant if value is node else value for value in wide]

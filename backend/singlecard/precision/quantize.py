@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -226,11 +227,14 @@ class _Quantizer:
         key = point.name, precision, largest
         if key not in self.known:
             if precision == "int4-weight":
-                self.known[key] = by_blocks(weight, _block(point))  # type: ignore[arg-type]
+                made = by_blocks(weight, _block(point))  # type: ignore[arg-type]
             else:
-                kind = precision.removesuffix("-weight")
-                self.known[key] = by_gains(weight, kind, largest)
+                made = by_gains(weight, precision.removesuffix("-weight"), largest)
+            self.known[key] = self.held(made)
         return self.known[key]
+
+    def held(self, quantized: Quantized) -> Quantized:
+        return replace(quantized, codes=self.program.hold(quantized.codes))
 
     def bias(self, point: Point, weight: torch.Tensor, quantized: Quantized) -> torch.Tensor | None:
         """Return a point's bias, less the mean of the error that its weight's rounding makes.
@@ -262,7 +266,7 @@ class _Quantizer:
             quantized = by_row_scales(weight)
         else:
             quantized = by_blocks(weight, _block(point))  # type: ignore[arg-type]
-        point.node.update_arg(0, self.codes(point.node, quantized))
+        point.node.update_arg(0, self.codes(point.node, self.held(quantized)))
 
     def product(self, point: Point, precision: str) -> None:
         for place, (name, _) in enumerate(point.operands):

@@ -19,9 +19,14 @@ log = logging.getLogger("singlecard.runtime")
 _MAGIC = b"singlecard.kernels.1\n"
 
 
-def kernels_name(card: str, driver: int, version: str) -> str:
-    """Return the file name for a model of card, a driver's major version, and a TensorRT."""
-    return name_for_card("kernels", card, driver, version)
+def kernels_name(card: str, driver: int, version: str, digest: str = "") -> str:
+    """Return the file name for a model of card, a driver's major version, and a TensorRT.
+
+    Args:
+        digest: of the engine, where its plan lies elsewhere.
+    """
+    kind = f"kernels.{digest}" if digest else "kernels"
+    return name_for_card(kind, card, driver, version)
 
 
 class KernelFile:
