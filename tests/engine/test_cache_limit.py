@@ -72,6 +72,7 @@ def test_kernels_count_with_their_engine(tmp_path: Path) -> None:
     for digest in (A, B):
         cache.store(digest, writes(b"0123456789"))
     (cache.path(A) / "kernels.some-card.cuda13.1.7.bin").write_bytes(bytes(100))
+    assert cache.find(A) is not None
     assert not cache.prune(120)
     assert [entry.digest for entry in cache.prune(119)] == [B]
     assert not cache.prune(110)
