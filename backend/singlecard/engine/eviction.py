@@ -67,6 +67,9 @@ def removable(path: Path, when_unknown: bool) -> Iterator[bool]:
 
 def bytes_on_disk(path: Path) -> int:
     """Return the bytes of a folder's files, or of a file."""
+    if not path.is_dir():
+        with contextlib.suppress(OSError):
+            return os.lstat(path).st_size
     total = 0
     for folder, _, names in os.walk(path):
         for name in names:
