@@ -49,9 +49,17 @@ def max_autotune(module: torch.nn.Module, folder: str) -> Callable[..., Any]:
     return torch.compile(module.to(DTYPE), mode="max-autotune")  # type: ignore[no-any-return]
 
 
-def singlecard(module: torch.nn.Module, folder: str) -> Callable[..., Any]:
-    options = {"precision": "fp16", "cache_dir": folder, "execution": "engine"}
+def singlecard(module: torch.nn.Module, folder: str, **more: Any) -> Callable[..., Any]:
+    options = {"precision": "fp16", "cache_dir": folder, "execution": "engine", **more}
     return torch.compile(module, backend="singlecard", options=options)  # type: ignore[no-any-return]
+
+
+def singlecard_graphs(module: torch.nn.Module, folder: str) -> Callable[..., Any]:
+    return singlecard(module, folder, cuda_graphs=True)
+
+
+def singlecard_offloaded(module: torch.nn.Module, folder: str) -> Callable[..., Any]:
+    return singlecard(module, folder, offload_weights=True)
 
 
 def singlecard_as_it_comes(module: torch.nn.Module, folder: str) -> Callable[..., Any]:
@@ -73,6 +81,8 @@ WAYS: dict[str, Callable[[torch.nn.Module, str], Callable[..., Any]]] = {
     "inductor": inductor,
     "inductor, max-autotune": max_autotune,
     "singlecard": singlecard,
+    "singlecard, cuda_graphs": singlecard_graphs,
+    "singlecard, offload_weights": singlecard_offloaded,
     'singlecard, fallback="inductor"': singlecard_as_it_comes,
     "Torch-TensorRT": torch_tensorrt,
 }

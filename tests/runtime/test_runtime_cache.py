@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -206,3 +208,32 @@ def test_cards_drivers_and_versions_have_files_of_their_own() -> None:
         kernels_name("NVIDIA L4", 13, "1.8.0"),
     }
     assert len(names) == 4 and all("/" not in name and " " not in name for name in names)
+
+
+_PROCESS = """
+import sys
+from pathlib import Path
+import torch
+from singlecard.network import executing, flavour
+from singlecard.runtime import engine
+from tests.runtime.engines import doubling, runner
+from tests.runtime.stand_in import Machine
+
+machine = Machine(Path(sys.argv[1]))
+flavour.tensorrt = lambda: machine.library
+executing.card_of = engine.card_of = lambda device: machine.card
+run = runner(machine, doubling(kernels=("gemm",)), held=machine)
+run([machine.tensor(torch.randn(2, 3))])
+(context,) = machine.contexts
+context._cache()._kernels.add("late")
+"""
+
+
+def test_kernels_are_kept_when_the_process_ends(machine: Machine, tmp_path: Path) -> None:
+    """Most processes never let go of an engine: what was compiled behind calls would be lost."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", _PROCESS, str(folder)], cwd=root, check=True)
+    (file,) = folder.rglob("kernels.*.bin")
+    assert _kept(machine, KernelFile(file)) == {"gemm", "late"}
