@@ -153,7 +153,7 @@ def test_weights_stay_for_an_engine_that_cannot_run(machine: Machine) -> None:
 def test_a_module_goes_there_and_back(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model larger than the card could not be compiled; in PyTorch it would stay slow."""
     monkeypatch.setattr(offload, "card_of", lambda device: machine.card)
-    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)).eval()
     x = torch.randn(3, 8)
     want, held = model(x), model[0].weight.data
@@ -163,3 +163,12 @@ def test_a_module_goes_there_and_back(machine: Machine, monkeypatch: pytest.Monk
     assert held.data_ptr() != model[0].weight.data_ptr()
     assert move_to_card([*model.parameters(), *model.buffers()], machine.card) == size
     torch.testing.assert_close(model(x), want)
+
+
+def test_without_a_card_nothing_is_offloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An assertion from inside of PyTorch would not say what to do."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = nn.Linear(4, 4)
+    with pytest.raises(RuntimeFailure, match="no CUDA GPU .* Leave the model on the CPU"):
+        singlecard.offload_weights(model)
+    assert singlecard.restore_weights(model) == 0

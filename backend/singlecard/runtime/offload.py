@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from singlecard.errors import RuntimeFailure
 from singlecard.free_memory import free_memory
 from singlecard.network.card import Card, card_of
 from singlecard.observe.topics import topic
@@ -85,9 +86,13 @@ def offload_weights(module: torch.nn.Module, device: torch.device | str | int = 
 
     Raises:
         torch.OutOfMemoryError: host memory has no room; what was moved so far stays moved.
-        RuntimeError: there is no CUDA device.
+        RuntimeFailure: there is no CUDA device.
     """
-    torch.cuda.init()
+    if not torch.cuda.is_available():
+        raise RuntimeFailure(
+            "weights cannot be offloaded: PyTorch finds no CUDA GPU on this machine that would read "
+            "them. Leave the model on the CPU; engines for other machines are built from there"
+        )
     card = card_of(torch.device(device))
     moved = move_to_host(_tensors(module), card, parts=True)
     module.to(card.device)  # what keeps its data elsewhere, such as a quantized weight
