@@ -24,7 +24,14 @@ from singlecard.backend import compile_in
 from singlecard.capture.program import Program
 from singlecard.engine.build import trial_report
 from singlecard.engine.plan_traffic import total
-from singlecard.errors import BuildError, CalibrationError, LoweringError, OptionError
+from singlecard.errors import (
+    BuildError,
+    CalibrationError,
+    FlavourError,
+    LoweringError,
+    OptionError,
+)
+from singlecard.network.versions import lists_kernels
 from singlecard.options import Options
 from singlecard.partition import divide
 from singlecard.placement import group_of
@@ -172,7 +179,14 @@ def search_precision(
     Raises:
         OptionError: an argument is not valid.
         CalibrationError: see `calibrate`; or the model is captured as several graphs.
+        FlavourError: the installed TensorRT does not tell what its plans move.
     """
+    if not lists_kernels():
+        raise FlavourError(
+            "search_precision compares the bytes that plans move, and the installed TensorRT does "
+            "not tell them: install TensorRT for RTX for the search, whose builder needs no GPU "
+            "(pip install tensorrt-rtx), and use its table with either"
+        )
     if not tolerance > 0:
         raise OptionError(f"tolerance={tolerance!r} must be above zero")
     for kind in precisions:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 import singlecard
+from singlecard.errors import FlavourError
+from singlecard_calib import search
 
 
 def model() -> nn.Module:
@@ -125,3 +127,10 @@ def test_bad_arguments_are_errors() -> None:
         singlecard.search_precision(model(), [])
     with pytest.raises(singlecard.OptionError, match="round_weights"):
         singlecard.search_precision(lambda x: x @ x.T, data(), round_weights=True)
+
+
+def test_a_search_without_a_measure_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would try for minutes, and leave everything in FP16 without a word."""
+    monkeypatch.setattr(search, "lists_kernels", lambda: False)
+    with pytest.raises(FlavourError, match="install TensorRT for RTX for the search"):
+        singlecard.search_precision(nn.Linear(4, 4).eval(), [(torch.ones(1, 4),)])
