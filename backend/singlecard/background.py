@@ -77,7 +77,9 @@ class Pending:
             compile_program: makes what takes over, in another thread.
             at_once: begin now, where no call will come.
         """
-        self._current: Runs = _in_pytorch(program.copy())
+        self._current: Runs
+        self._current = in_pytorch = _in_pytorch(program.copy())
+        self._frozen = in_pytorch.frozen
         self._inference = torch.is_inference_mode_enabled()
         self._guards = Guards()
         self._compile = functools.partial(compile_program, program)
@@ -101,13 +103,18 @@ class Pending:
             return
         if self._guards.have_changed():  # Dynamo is done, and would not check what was found here
             log.warning("%s: this graph stays in PyTorch", _NARROWED)
-        else:
+        elif self._frozen.are_unchanged():
             self._current = compiled
+        # Else it may be of weights that were replaced before it began, and take itself for one of
+        # those that are there now. The next call leads to another.
 
     def attempt(self, args: Sequence[Any]) -> list[Any] | None:
         if not self._begun:
             self._begin()
         return self._current.attempt(args)
+
+    def is_lost(self) -> bool:
+        return self._current.is_lost()
 
     def __call__(self, args: Sequence[Any]) -> list[Any]:
         if not self._begun:

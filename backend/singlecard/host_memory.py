@@ -90,4 +90,7 @@ def on_cpu(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor on the CPU: the same memory where that can be, or else a copy."""
     plain = tensor.detach()
     view = host_view(plain)
-    return plain.to("cpu") if view is None else view
+    if view is None:
+        return plain.to("cpu")
+    torch.cuda.current_stream(tensor.device).synchronize()  # the card may write there still
+    return view

@@ -51,13 +51,17 @@ class Recall:
         examples: Sequence[Any],
         spans: Mapping[Any, Any],
     ) -> None:
-        self.session, self.module, self.examples = session, module, examples
+        self.session, self.module = session, module
+        placeholders = module.graph.find_nodes(op="placeholder")
         places = [
-            place
-            for place, node in enumerate(module.graph.find_nodes(op="placeholder"))
-            if is_frozen(node, examples[place])
+            place for place, node in enumerate(placeholders) if is_frozen(node, examples[place])
         ]
         weights = [examples[place] for place in places]
+        #: Of what varies only what Dynamo knows: the first call's own would never be freed.
+        self.examples = [
+            example if is_frozen(node, example) else node.meta.get("example_value", example)
+            for node, example in zip(placeholders, examples, strict=True)
+        ]
         self._weights = Frozen(places, weights)
         behind = session.options.build == "background" and has_batch_norm(module.graph)
         self._statistics = Statistics(weights if behind else ())
@@ -132,12 +136,27 @@ class Recalled:
         else:
             runner = TorchTensorRTRunner(entry.plan, binding, entry)
         run = in_range(runner, binding, None)
-        self._executable = Executable(wiring, [run], frozen)
+        #: Emptied when the graph is captured after all: its engine leaves the card for the other.
+        #: In a list, for Dynamo's wrapper around this keeps a copy of each attribute.
+        self._executables = [Executable(wiring, [run], frozen)]
 
     def __call__(self, *args: Any) -> Any:
-        if self._captured is None and self._statistics.are_current():
+        results = self._attempt(args)
+        if results is not None:
+            return results
+        with self._lock:
+            if self._captured is None:
+                self._captured = self._capture_anew(args)
+                self._executables.clear()
+        return self._captured(*args)
+
+    def _attempt(self, args: Sequence[Any]) -> Any:
+        """Return the results; None for other weights than those of the engine."""
+        for executable in tuple(self._executables):
+            if not self._statistics.are_current():
+                break
             try:
-                results = self._executable.attempt(args)
+                results = executable.attempt(args)
             except RuntimeFailure as error:
                 if self._strict:
                     raise
@@ -149,10 +168,7 @@ class Recalled:
                 for place, argument in self._passed:
                     results[place] = args[argument]
                 return results
-        with self._lock:
-            if self._captured is None:
-                self._captured = self._capture_anew(args)
-        return self._captured(*args)
+        return None
 
     def _capture_anew(self, args: Sequence[Any]) -> Callable[..., Any]:
         """Take the long way, as Dynamo would have gone it: its sizes have their symbols still."""

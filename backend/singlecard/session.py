@@ -252,8 +252,9 @@ class Session:
         if program.again is not None and self.execution == "engine":
             cut = functools.partial(self._cut_again, program.again, assignment, refused)
         about = _About(
-            sum(engine.plan.stat().st_size for engine in graph.engines),
-            Pieces(cut),
+            # By their reports: who only builds holds no plan, and others may remove it by now.
+            sum(engine.report.engine_bytes for engine in graph.engines),
+            Pieces(cut, frozen),
             Offload(frozen, self.options.offload_weights),
         )
         return _Work(partition, [make(place, about) for place, make in enumerate(made)])
@@ -269,6 +270,7 @@ class Session:
         program.spill = self._new_spill()
         self._name(program)
         self._lower_precision(program, assignment)
+        program.follow_weights()
         reason = functools.partial(self._final_reason, refused)
         return program, divide(program, reason, self.options.min_block_size).segments
 

@@ -262,7 +262,11 @@ def test_wrong_calls(
 ) -> None:
     """An engine that reads memory of another size answers anything, or crashes."""
     example = torch.rand(2, 3), (torch.rand(2), [torch.rand(4)])
-    loaded = machine.trip(Nested(), *example, kwargs={"scale": torch.rand(3), "note": "b"})
+    right = {"scale": torch.rand(3), "note": "b"}
+    loaded = machine.trip(Nested(), *example, kwargs=right)
+    with pytest.raises(OptionError, match=message):
+        loaded(*args, **kwargs)
+    loaded(*example, **right)
     with pytest.raises(OptionError, match=message):
         loaded(*args, **kwargs)
 

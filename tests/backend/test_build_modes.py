@@ -273,3 +273,23 @@ def test_engines_of_a_graph_share_the_memory_budget(
     else:
         assert shares == [None, None]
     assert {item.settings.memory_budget for item in made} == {bytes_from_text(budget)}
+
+
+def test_weights_that_are_replaced_before_their_engine_is_built_are_noticed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine would be of what was captured, and be taken for what is there now."""
+    gate, compiled = threading.Event(), Session.compile
+
+    def waiting(self: Session, *args: Any) -> Any:
+        assert gate.wait(60)
+        return compiled(self, *args)
+
+    monkeypatch.setattr(Session, "compile", waiting)
+    net = model()
+    call = machine.start(net, build="background")
+    call(X)
+    net[0].weight.data = torch.randn(8, 4)
+    gate.set()
+    assert singlecard.wait_for_builds(60)
+    torch.testing.assert_close(call(X), net(X))

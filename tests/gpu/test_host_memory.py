@@ -57,6 +57,9 @@ def test_host_memory_is_memory_of_the_card() -> None:
     assert int(memory.long().sum()) == 7 * 32 * MIB - 40
     assert on_cpu(memory[5:20]).data_ptr() == view.data_ptr() + 5
     assert torch.equal(memory.cpu(), view) and torch.equal(memory.clone().cpu(), view)
+    for value in range(20):  # a kernel that writes over the bus takes its time
+        memory.fill_(value)
+    assert bool((on_cpu(memory) == 19).all())
     del memory, view
     gc.collect()
 

@@ -9,10 +9,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from singlecard.errors import RuntimeFailure
 from singlecard.lowering.lower import output_name
 from singlecard.network.runtime_settings import RuntimeSettings
 from tests.runtime.engines import F32, OUT, X, Y, caching, doubling, positives, runner
-from tests.runtime.stand_in import Machine, Spec
+from tests.runtime.stand_in import IExecutionContext, Machine, Spec
 
 
 def _calls(machine: Machine) -> Counter[str]:
@@ -105,6 +106,35 @@ def test_what_is_not_aligned_is_copied(machine: Machine) -> None:
     x = machine.tensor(torch.randn(7, 3))[1:]
     assert x.is_contiguous() and x.data_ptr() % 256
     torch.testing.assert_close(runner(machine, doubling(x.shape))([x])[0], x * 2)
+
+
+def test_the_same_memory_in_another_order_is_copied(machine: Machine) -> None:
+    """An address that was right at the last call would be taken for the same input."""
+    run = runner(machine, doubling((3, 3)))
+    x = machine.tensor(torch.randn(3, 3))
+    for given in (x, x.t(), x):
+        torch.testing.assert_close(run([given])[0], given * 2)
+
+
+@pytest.mark.parametrize("refused", [X, OUT])
+def test_an_address_that_was_refused_is_told_again(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """The engine would go on with the memory of an earlier call."""
+    run = runner(machine, doubling())
+    x, other, out = (machine.tensor(torch.randn(2, 3)) for _ in range(3))
+    run([x])
+    monkeypatch.setattr(machine.card, "empty", lambda shape, strides, dtype: out)
+    tell = IExecutionContext.set_tensor_address
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            IExecutionContext,
+            "set_tensor_address",
+            lambda self, name, address: name != refused and tell(self, name, address),
+        )
+        with pytest.raises(RuntimeFailure, match="takes no memory"):
+            run([other])
+    torch.testing.assert_close(run([other])[0], other * 2)
 
 
 def test_what_is_contiguous_and_aligned_is_bound_as_it_is(machine: Machine) -> None:

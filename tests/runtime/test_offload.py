@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import warnings
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import tensorrt_rtx as real
 import torch
-from torch import nn
+from torch import fx, nn
 
 import singlecard
+from singlecard import host_memory
+from singlecard.capture import program
 from singlecard.errors import RuntimeFailure
 from singlecard.runtime import offload
-from singlecard.runtime.frozen import Frozen
-from singlecard.runtime.offload import Offload, move_to_card, move_to_host
+from singlecard.runtime.frozen import Frozen, following
+from singlecard.runtime.offload import Offload, move_to_card, move_to_host, plain_tensors
 from tests.runtime.engines import doubling, runner
 from tests.runtime.stand_in import Machine
 
@@ -172,3 +179,93 @@ def test_without_a_card_nothing_is_offloaded(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(RuntimeFailure, match="no CUDA GPU .* Leave the model on the CPU"):
         singlecard.offload_weights(model)
     assert singlecard.restore_weights(model) == 0
+
+
+def test_what_is_more_than_its_storage_is_left_alone(machine: Machine) -> None:
+    """Moved, a conjugate would lose its sign and a quantized tensor its scale: a broken model."""
+    values = machine.tensor(torch.randn(8))
+    conjugate = nn.Parameter(torch.view_as_complex(values.view(4, 2)).conj())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        codes = torch.quantize_per_tensor(torch.randn(4), 0.1, 0, torch.qint8)
+    before = conjugate.detach().clone(), codes.dequantize()
+    Offload(_frozen(conjugate, codes), True)(machine.card)
+    assert move_to_host([conjugate, codes], machine.card, parts=True) == 0
+    assert torch.equal(conjugate.detach(), before[0]) and torch.equal(codes.dequantize(), before[1])
+
+
+def test_what_quantized_weights_are_made_of_comes_back(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would stay in host memory for ever, and the model slow in PyTorch."""
+    quantization = pytest.importorskip("torchao.quantization")
+    model = nn.Sequential(nn.Linear(64, 64)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    want, weight = model(torch.ones(1, 64)), model[0].weight
+    codes = weight.qdata
+    assert move_to_host([codes], machine.card) == 64 * 64
+    machine.card.device = weight.device
+    moved = move_to_card(plain_tensors(model), machine.card)
+    assert moved == 64 * 64 and machine.card.host_view(codes) is None
+    torch.testing.assert_close(model(torch.ones(1, 64)), want)
+
+
+def test_weights_come_back_although_a_compiled_graph_reads_them(machine: Machine) -> None:
+    """A graph that once ran in PyTorch would keep the whole model in host memory."""
+    weight = _weight(machine, 8)
+    values = weight.detach().clone()
+    move_to_host([weight], machine.card)
+    held = weight.detach()
+    assert move_to_card([weight], machine.card) == 32
+    assert machine.card.host_view(weight) is None and machine.card.host_view(held) is not None
+    assert torch.equal(weight.detach(), values) and torch.equal(held, values)
+
+
+def test_a_thread_that_looks_while_weights_move_finds_them_unchanged(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would compile the model again, for minutes, because another thread loads an engine."""
+    weight = _weight(machine, 8)
+    frozen, found = _frozen(weight), []
+    looker = threading.Thread(target=lambda: found.append(frozen.are_unchanged()))
+
+    @contextlib.contextmanager
+    def slow(moves: Any) -> Iterator[None]:
+        with following(moves):
+            looker.start()
+            looker.join(timeout=0.2)  # it finds other memory than it knows of
+            yield
+
+    monkeypatch.setattr(offload, "following", slow)
+    move_to_host([weight], machine.card)
+    looker.join()
+    assert found == [True]
+
+
+def test_the_host_reads_what_the_card_has_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that were just changed on the card would go into an engine half old, half new."""
+    weight, stream = torch.zeros(4), mock.Mock()
+    monkeypatch.setattr(host_memory, "host_view", lambda tensor: tensor)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    assert host_memory.on_cpu(weight).data_ptr() == weight.data_ptr()
+    stream.synchronize.assert_called_once_with()
+
+
+def test_a_build_behind_the_model_copies_weights_in_host_memory_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are read where they lie: written to meanwhile, they would get into the cached engine."""
+    there, hosted = torch.empty(4, device="meta"), torch.ones(4)
+    view = lambda tensor: hosted if tensor.is_meta else None  # noqa: E731
+    monkeypatch.setattr(host_memory, "host_view", view)
+    monkeypatch.setattr(program, "host_view", view)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: mock.Mock())
+    graph = fx.Graph()
+    graph.output(())
+    captured = program.Program(fx.GraphModule({}, graph), (), {}, (), ())
+    captured.module.register_buffer("weight", there)
+    captured.copy_constants()
+    hosted.zero_()
+    assert torch.equal(captured.module.weight, torch.ones(4))  # type: ignore[arg-type]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from singlecard.engine.merged_file import MergedFile
 from singlecard.engine.shelf import Shelf
 from singlecard.network.runtime_settings import RuntimeSettings
 from singlecard.runtime.runtime_cache import KernelFile, kernels_name
@@ -237,3 +240,20 @@ def test_kernels_are_kept_when_the_process_ends(machine: Machine, tmp_path: Path
     subprocess.run([sys.executable, "-c", _PROCESS, str(folder)], cwd=root, check=True)
     (file,) = folder.rglob("kernels.*.bin")
     assert _kept(machine, KernelFile(file)) == {"gemm", "late"}
+
+
+def test_an_engine_that_goes_while_another_writes_the_same_file_does_not_wait(
+    file: KernelFile,
+) -> None:
+    """The garbage collector may run its end in the thread that has the lock, and hang for ever."""
+    merging = MergedFile(file.path, b"kernels", "kernels", logging.getLogger())
+    inner: list[bool] = []
+
+    def merged(present: bytes) -> bytes:
+        inner.append(merging.merge(lambda present: b"of the one that goes"))
+        return b"of the other"
+
+    thread = threading.Thread(target=lambda: merging.merge(merged), daemon=True)
+    thread.start()
+    thread.join(timeout=20)
+    assert inner == [False] and merging.read() == b"of the other"

@@ -17,8 +17,8 @@ from singlecard.network.runtime_settings import RuntimeSettings
 from singlecard.runtime import engine as engine_module
 from singlecard.runtime.engine import EngineRunner
 from singlecard.runtime.weight_turns import WeightTurns, weight_share
-from tests.runtime.engines import doubling, runner
-from tests.runtime.stand_in import HEADER, Machine
+from tests.runtime.engines import caching, doubling, runner
+from tests.runtime.stand_in import HEADER, Machine, Spec
 
 
 @pytest.mark.parametrize("budget, set_to", [(None, 4000), (0, 0), (1000, 1000), (9999, 4000)])
@@ -50,9 +50,16 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> WeightTurns:
     return own
 
 
-def _run(machine: Machine, budget: int, size: int, **changes: Any) -> EngineRunner:
+def _run(
+    machine: Machine,
+    budget: int,
+    size: int,
+    *,
+    of: Callable[..., Spec] = doubling,
+    **changes: Any,
+) -> EngineRunner:
     """Return what runs an engine with so many bytes of weights, and of plan."""
-    spec = doubling(weights=size, scratch=0, **changes)
+    spec = of(weights=size, scratch=0, **changes)
     run = runner(machine, spec, RuntimeSettings(memory_budget=budget))
     assert isinstance(run.plan, Path)
     run.plan.write_bytes(run.plan.read_bytes()[:HEADER].ljust(size, b"\0"))
@@ -275,3 +282,97 @@ def test_engines_of_one_graph_stream_the_same_part(
 ) -> None:
     """All run in each call: taking turns, each would be copied to the card each time."""
     assert [weight_share(size, sum(sizes), budget) for size in sizes] == shares
+
+
+def test_an_engine_that_cannot_be_loaded_takes_no_turn(machine: Machine) -> None:
+    """Each call that PyTorch answers in its place would take the weights of others away."""
+    works, fails = _run(machine, 500, 400), _run(machine, 500, 400, refusals={"load": 99})
+    x = machine.tensor(torch.randn(2, 3))
+    with pytest.raises(RuntimeFailure, match="could not load"):
+        fails([x])
+    works([x])
+    machine.calls.clear()
+    with pytest.raises(RuntimeFailure, match="could not load"):
+        fails([x])
+    works([x])
+    assert _loads(machine) == []
+
+
+def test_weights_stay_for_a_launch_whose_call_fails_behind_it(machine: Machine) -> None:
+    """Its kernels run on, and would read memory that is freed (the stand-in raises)."""
+    failing, other = _run(machine, 500, 400, of=caching), _run(machine, 500, 400)
+    x, cache = machine.tensor(torch.randn(2, 4)), machine.tensor(torch.randn(1, 4))
+    for _ in range(2):  # the first time, they are saved before they go
+        with pytest.raises(RuntimeError, match="single memory location"):
+            failing([x, cache.expand(2, 4)])
+        other([machine.tensor(torch.randn(2, 3))])
+    assert _weights(machine) == 400
+
+
+class _Slow:
+    """An engine whose weights take their time."""
+
+    weight_bytes = 100
+
+    def __init__(self, fails: bool = False) -> None:
+        self.begun, self.go_on, self.fails = threading.Event(), threading.Event(), fails
+        self.loads = 0
+
+    def load_weights(self) -> None:
+        self.loads += 1
+        self.begun.set()
+        assert self.go_on.wait(timeout=20)
+        if self.fails:
+            raise RuntimeFailure("no memory")
+
+    def unload_weights(self) -> None:
+        pass
+
+
+def _in_thread(turns: WeightTurns, member: _Slow, done: list[str], name: str) -> threading.Thread:
+    def job() -> None:
+        try:
+            with turns.taken(member):
+                done.append(name)
+        except RuntimeFailure:
+            done.append(f"{name} failed")
+
+    thread = threading.Thread(target=job)
+    thread.start()
+    return thread
+
+
+def test_an_engine_on_the_card_runs_while_another_is_loaded(turns: WeightTurns) -> None:
+    """A request would wait for seconds for a model that it does not ask for."""
+    slow, ready, done = _Slow(), _Slow(), list[str]()
+    ready.go_on.set()
+    for member in (slow, ready):
+        turns.add(member, 1000)
+    with turns.taken(ready):
+        pass
+    first = _in_thread(turns, slow, done, "first")
+    assert slow.begun.wait(timeout=20)
+    second = _in_thread(turns, slow, done, "second")
+    third = _in_thread(turns, ready, done, "ready")
+    third.join(timeout=20)
+    assert done == ["ready"]
+    slow.go_on.set()
+    first.join(timeout=20)
+    second.join(timeout=20)
+    assert sorted(done) == ["first", "ready", "second"] and slow.loads == 1
+
+
+def test_who_waits_for_weights_that_fail_to_load_tries_itself(turns: WeightTurns) -> None:
+    """It would launch without weights, or wait for ever."""
+    slow, done = _Slow(fails=True), list[str]()
+    turns.add(slow, 1000)
+    first = _in_thread(turns, slow, done, "first")
+    assert slow.begun.wait(timeout=20)
+    second = _in_thread(turns, slow, done, "second")
+    slow.go_on.set()
+    first.join(timeout=20)
+    second.join(timeout=20)
+    assert sorted(done) == ["first failed", "second failed"] and slow.loads == 2
+    slow.fails = False
+    with turns.taken(slow):
+        assert slow.loads == 3

@@ -100,6 +100,8 @@ class Caller:
         self.spec = structure_from_text(signature.arguments, f"the arguments of {name}")
         args, kwargs = self.spec.children()
         self._count, self._named = args.num_children, tuple(map(str, kwargs.context))
+        #: What the last call that was found right was like: most calls are like the one before.
+        self._right: list[Any] = []
 
     def leaves(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """Return the leaves of a call's arguments.
@@ -156,6 +158,9 @@ class Caller:
         Raises:
             OptionError: names the input, what it takes, and what it was given.
         """
+        facts = [device, *map(_facts, leaves)]
+        if facts == self._right:
+            return
         sizes: dict[str, int] = {}
         for item, value in zip(self.signature.inputs, leaves, strict=True):
             self._check(item, value, device, sizes)
@@ -166,6 +171,7 @@ class Caller:
                         self._check_extent(item, value, int(size), extent, sizes)
             elif item.extent is not None:
                 self._check_extent(item, value, int(value), item.extent, sizes)
+        self._right = facts
 
     def _check(self, item: Input, value: Any, device: torch.device, sizes: dict[str, int]) -> None:
         if item.kind == "constant":
@@ -214,6 +220,13 @@ class Caller:
             f"{described(value)}: change the argument, or export the model with examples and "
             "dynamic_shapes that include it"
         )
+
+
+def _facts(value: Any) -> tuple[Any, ...]:
+    """Return all that is checked of a value."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.shape, value.device
+    return type(value), value
 
 
 def described(value: Any) -> str:

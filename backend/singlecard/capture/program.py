@@ -13,6 +13,7 @@ from torch import fx
 from singlecard.capture.results import Result
 from singlecard.capture.spill import Spill
 from singlecard.errors import CaptureError
+from singlecard.host_memory import host_view, on_cpu
 
 #: Ops that may appear in a functional graph although they are not ATen.
 _PLAIN_FUNCTIONS = ("_operator", "builtins", "math", "torch")
@@ -84,8 +85,8 @@ class Program:
     def copy_constants(self) -> None:
         """Let go of memory that others write to; what is on a card is copied when it is lowered."""
         for name, value in list(self.module.named_buffers()):
-            if value.device.type == "cpu":
-                self.module.register_buffer(name, self.hold(value.clone()))
+            if value.device.type == "cpu" or host_view(value) is not None:
+                self.module.register_buffer(name, self.hold(on_cpu(value).clone()))
 
     def hold(self, value: torch.Tensor) -> torch.Tensor:
         """Return a constant just made, whose memory nobody else uses, from where it is kept."""
@@ -99,8 +100,14 @@ class Program:
 
     def let_go(self) -> None:
         """Forget the values of all constants: what holds them needs them no more."""
-        for name, value in list(self.module.named_buffers()):
+        for name, value in list(self.module.named_buffers(remove_duplicate=False)):
             self.module.register_buffer(name, value.to("meta"))
+
+    def follow_weights(self) -> None:
+        """Hold the weights themselves where constants are weights: where they go, these go too."""
+        own = {_extent(weight): weight for weight in self.frozen.values()}
+        for name, value in list(self.module.named_buffers(remove_duplicate=False)):
+            self.module._buffers[name] = own.get(_extent(value), value)
 
     def new_constant(self, before: fx.Node, value: torch.Tensor, like: fx.Node) -> fx.Node:
         """Add a constant in front of ``before``; ``like`` lends its module path and place."""
@@ -143,6 +150,13 @@ class Program:
                 raise CaptureError(f"a {node.op} node ({node.name}) has no place in a Program")
             if "val" not in node.meta:
                 raise CaptureError(f"nothing is known of the value of {node.name}")
+
+
+def _extent(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Return what two tensors have in common that are the same values in the same memory."""
+    if tensor.layout is not torch.strided or tensor.is_conj() or tensor.is_neg():
+        return (id(tensor),)
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 #: Keys of node metadata that lead back to the user's model.

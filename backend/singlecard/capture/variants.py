@@ -28,6 +28,9 @@ class Executable(Protocol):
     def __call__(self, args: Sequence[Any]) -> list[Any]:
         """Return the results, for the weights that it was compiled for."""
 
+    def is_lost(self) -> bool:
+        """Tell whether no call can have the weights any more that it was compiled for."""
+
 
 class _Weights:
     """A set of weights, known by identity and not kept alive."""
@@ -120,5 +123,11 @@ class Variants:
         # Looked at before compiling: who trains meanwhile must be noticed.
         statistics = Statistics(frozen.values() if self._has_statistics else ())
         executable = self._compile(frozen)
-        self._kept = [_Variant(weights, statistics, executable), *self._kept][: self._room]
+        # An engine that nobody can call would keep its memory of the card.
+        useful = [
+            item
+            for item in self._kept
+            if item.statistics.are_current() and not item.executable.is_lost()
+        ]
+        self._kept = [_Variant(weights, statistics, executable), *useful][: self._room]
         return executable

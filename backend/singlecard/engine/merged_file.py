@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,10 @@ import blake3
 from singlecard.engine.locking import take
 
 _DIGEST = 32
+
+#: Locks that a thread holds. What Python's garbage collector ends in the middle of a merge, such as
+#: an engine, may want to add to the same file: it would wait for its own thread.
+_mine = threading.local()
 
 
 def name_for_card(kind: str, card: str, driver: int, version: str) -> str:
@@ -60,10 +65,13 @@ class MergedFile:
         Args:
             merged: gets what is there under the lock, and returns what shall be there.
         """
-        if not self.path.parent.is_dir():
+        held: set[Path] = _mine.__dict__.setdefault("held", set())
+        path = self.path.with_name(f"{self.path.name}.lock")
+        if path in held or not self.path.parent.is_dir():
             return False
+        held.add(path)
         try:
-            lock = take(self.path.with_name(f"{self.path.name}.lock"))
+            lock = take(path)
             try:
                 present = self.read()
                 content = merged(present)
@@ -74,6 +82,8 @@ class MergedFile:
         except OSError as error:
             self._log.info("%s are not kept in %s: %s", self._what, self.path, error)
             return False
+        finally:
+            held.discard(path)
         return True
 
     def _write(self, content: bytes) -> None:

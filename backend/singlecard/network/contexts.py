@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,13 @@ _REMEMBERED = 1024
 _Shapes = tuple[torch.Size, ...]
 #: Shape and strides of an output; None where only the run tells.
 _Extent = tuple[tuple[int, ...], tuple[int, ...]] | None
+#: Name and type of an output, the place of the input that it lies in, and its extent.
+_Result = tuple[str, torch.dtype, int | None, _Extent]
+
+# What each call asks of all its inputs: mapped over them, the loops are C's.
+_type, _device = operator.attrgetter("dtype"), operator.attrgetter("device")
+_shape, _address = operator.attrgetter("shape"), torch.Tensor.data_ptr
+_is_contiguous = torch.Tensor.is_contiguous
 
 
 class Scratch(Protocol):
@@ -85,30 +94,25 @@ class Context:
         self._signature, self._card, self._messages = signature, card, messages
         self._scratch_bytes = scratch_bytes
         self._shapes: _Shapes | None = None
-        self._known: dict[_Shapes, tuple[_Extent, ...]] = {}
-        self._extents: tuple[_Extent, ...] = ()
-        self._addresses: dict[str, int] = {}
+        self._known: dict[_Shapes, tuple[_Result, ...]] = {}
+        self._results: tuple[_Result, ...] = ()
+        #: Addresses that it was told last: of the inputs, as they have them, and of the outputs.
+        self._read: list[int] | None = None
+        self._written = [0] * len(signature.outputs)
         self._allocated: dict[str, Allocated] = {}
         self._nothing: torch.Tensor | None = None
-        self._checks = tuple(zip(signature.inputs, signature.input_types, strict=True))
-        self._results = tuple(
-            zip(signature.outputs, signature.output_types, signature.in_place, strict=True)
-        )
+        self._types = list(signature.input_types)
+        self._devices = [card.device] * len(self._types)
         self._writes = any(place is not None for place in signature.in_place)
         self._own_lock = threading.Lock()
         self.is_new = True
-        self.stream = 0
-        self.scratch: Scratch | None = None
-        self._generation = -1
+        self.assign(0, None)
 
     def assign(self, stream: int, scratch: Scratch | None) -> None:
         """Make this the context of a stream."""
         self.stream, self.scratch, self._generation = stream, scratch, -1
-
-    @property
-    def lock(self) -> threading.Lock:
-        """What a caller holds: engines that share scratch memory take turns with it."""
-        return self._own_lock if self.scratch is None else self.scratch.lock
+        #: What a caller holds: engines that share scratch memory take turns with it.
+        self.lock = self._own_lock if scratch is None else scratch.lock
 
     def __call__(self, values: Sequence[torch.Tensor], capturing: bool) -> list[torch.Tensor]:
         """Launch the engine on the current stream, which is this context's.
@@ -118,8 +122,8 @@ class Context:
             torch.OutOfMemoryError: there is no memory for the results, or for scratch.
         """
         self.check(values)
-        given, copied = self._given(values)
-        results = self.bind(given, self._card.empty)
+        given, addresses, copied = self._given(values)
+        results = self._bind(given, addresses, self._card.empty)
         block = self.give_scratch(capturing)
         if self.stream and not capturing:
             self._card.keep(values)  # the caller may have made them on another stream
@@ -137,8 +141,10 @@ class Context:
         Raises:
             RuntimeFailure: one is of another type, or on another device.
         """
+        if list(map(_type, values)) == self._types and list(map(_device, values)) == self._devices:
+            return
         device = self._card.device
-        for (name, dtype), value in zip(self._checks, values, strict=True):
+        for name, dtype, value in zip(self._signature.inputs, self._types, values, strict=True):
             if value.dtype != dtype or value.device != device:
                 raise RuntimeFailure(
                     f"the engine's {name} takes {dtype} on {device}, got {value.dtype} on "
@@ -157,26 +163,34 @@ class Context:
         Raises:
             RuntimeFailure: an input has a shape that the engine does not take.
         """
-        shapes = tuple([value.shape for value in given])
+        return self._bind(given, list(map(_address, given)), empty)
+
+    def _bind(
+        self,
+        given: Sequence[torch.Tensor],
+        addresses: list[int],
+        empty: Callable[..., torch.Tensor],
+    ) -> list[torch.Tensor]:
+        shapes = tuple(map(_shape, given))
         if shapes != self._shapes:
             self._set_shapes(shapes)
-        told, tell = self._addresses, self._context.set_tensor_address
-        for (name, _), value in zip(self._checks, given, strict=True):
-            address = value.data_ptr() or self._no_address()
-            if told.get(name) != address:
-                self._tell(tell, name, address)
+        if addresses != self._read:
+            self._tell_inputs(addresses)
+        written = self._written
         results: list[torch.Tensor] = []
-        for (name, dtype, place), extent in zip(self._results, self._extents, strict=True):
+        for at, (name, dtype, place, extent) in enumerate(self._results):
             if place is not None:
                 result = given[place]
-            elif extent is None:
-                continue
-            else:
+            elif extent is not None:
                 result = empty(*extent, dtype=dtype)
+            else:
+                continue
             results.append(result)
             address = result.data_ptr() or self._no_address()
-            if told.get(name) != address:
-                self._tell(tell, name, address)
+            if address != written[at]:
+                written[at] = 0  # unknown, should it be refused
+                self._tell(name, address)
+                written[at] = address
         return results
 
     def launch(self, stream: int) -> None:
@@ -195,22 +209,26 @@ class Context:
 
     def _given(
         self, values: Sequence[torch.Tensor]
-    ) -> tuple[Sequence[torch.Tensor], dict[int, torch.Tensor]]:
-        """Return what TensorRT can read, and which of it are copies."""
+    ) -> tuple[Sequence[torch.Tensor], list[int], dict[int, torch.Tensor]]:
+        """Return what TensorRT can read, with its addresses, and which of it are copies."""
+        addresses = list(map(_address, values))
         copied: dict[int, torch.Tensor] = {}
+        # What was told before was aligned. In an address of all their bits, a low one is anyone's.
+        if all(map(_is_contiguous, values)) and (
+            addresses == self._read or not functools.reduce(operator.or_, addresses, 0) % ALIGNMENT
+        ):
+            return values, addresses, copied
         for place, value in enumerate(values):
             if not is_readable(value):
                 shape = tuple(value.shape)
                 copy = self._card.empty(shape, contiguous(shape), dtype=value.dtype)
                 copied[place] = copy.copy_(value)
-        if not copied:
-            return values, copied
-        return [copied.get(place, value) for place, value in enumerate(values)], copied
+        given = [copied.get(place, value) for place, value in enumerate(values)]
+        return given, list(map(_address, given)), copied
 
     def _set_shapes(self, shapes: _Shapes) -> None:
         before, self._shapes = self._shapes, None  # unknown, should one of them be refused
-        for place, (name, _) in enumerate(self._checks):
-            shape = shapes[place]
+        for place, (name, shape) in enumerate(zip(self._signature.inputs, shapes, strict=True)):
             if before is not None and before[place] == shape:
                 continue
             if not self._context.set_input_shape(name, tuple(shape)):
@@ -221,8 +239,10 @@ class Context:
         if shapes not in self._known:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            self._known[shapes] = tuple(self._extent(name) for name in self._signature.outputs)
-        self._extents, self._shapes = self._known[shapes], shapes
+            about = self._signature
+            outputs = zip(about.outputs, about.output_types, about.in_place, strict=True)
+            self._known[shapes] = tuple((*output, self._extent(output[0])) for output in outputs)
+        self._results, self._shapes = self._known[shapes], shapes
 
     def _extent(self, name: str) -> _Extent:
         shape = tuple(self._context.get_tensor_shape(name))
@@ -238,13 +258,20 @@ class Context:
             self._allocated[name] = allocated
         return None
 
-    def _tell(self, tell: Callable[[str, int], bool], name: str, address: int) -> None:
-        self._addresses.pop(name, None)
-        if not tell(name, address):
+    def _tell_inputs(self, addresses: list[int]) -> None:
+        before, self._read = self._read, None  # unknown, should one of them be refused
+        for place, (name, address) in enumerate(
+            zip(self._signature.inputs, addresses, strict=True)
+        ):
+            if before is None or before[place] != address:
+                self._tell(name, address or self._no_address())
+        self._read = addresses
+
+    def _tell(self, name: str, address: int) -> None:
+        if not self._context.set_tensor_address(name, address):
             raise RuntimeFailure(
                 f"TensorRT takes no memory for the engine's {name}: {self._messages.last_problem()}"
             )
-        self._addresses[name] = address
 
     def _no_address(self) -> int:
         """Return an address for tensors without elements, which have none; nobody reads there."""
@@ -285,7 +312,7 @@ class Context:
         rest = iter(results)
         return [
             self._allocated[name].take(dtype) if extent is None and place is None else next(rest)
-            for (name, dtype, place), extent in zip(self._results, self._extents, strict=True)
+            for name, dtype, place, extent in self._results
         ]
 
     def written(

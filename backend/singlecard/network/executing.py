@@ -193,12 +193,14 @@ class LoadedEngine:
                 if context.stream != stream:
                     continue  # a capture took it over
                 recordings = None if capturing else self._recordings.get(stream)
-                if recordings is None:
-                    results = context(values, capturing)
-                else:
-                    results = recordings(context, values, self._try_context)
-                if self._moves and not capturing:
-                    self._marks[stream] = self.card.mark()
+                try:
+                    if recordings is None:
+                        results = context(values, capturing)
+                    else:
+                        results = recordings(context, values, self._try_context)
+                finally:  # a call that fails may have launched before
+                    if self._moves and not capturing:
+                        self._marks[stream] = self.card.mark()
             if self._kernels is not None and context.is_new:
                 context.is_new = False
                 self._kernels.save()

@@ -10,6 +10,7 @@ import torch
 
 from singlecard.lowering.lower import Lowered, Profile, input_name, output_name
 from singlecard.partition import Segment
+from singlecard.runtime.frozen import getter
 
 #: Tensors by the names of a network's inputs.
 Feeds = dict[str, torch.Tensor]
@@ -74,7 +75,7 @@ def tensor_places(segment: Segment) -> tuple[int, ...]:
 _KEPT_LENGTHS = 256
 
 
-def tensors_of(binding: Binding) -> Callable[[Sequence[Any]], list[torch.Tensor]]:
+def tensors_of(binding: Binding) -> Callable[[Sequence[Any]], Sequence[torch.Tensor]]:
     """Return what gives a network's inputs, in the order of their names, for a segment's values.
 
     A number becomes a tensor of that length whose content means nothing: engines take numbers by
@@ -82,7 +83,7 @@ def tensors_of(binding: Binding) -> Callable[[Sequence[Any]], list[torch.Tensor]
     """
     places, extents = binding.tensors, tuple(binding.extents.values())
     if not extents:
-        return lambda values: [values[place] for place in places]
+        return getter(places)
     kept: dict[tuple[int, torch.device], torch.Tensor] = {}
 
     def length(size: int, device: torch.device) -> torch.Tensor:

@@ -114,6 +114,7 @@ class EngineRunner:
             )
         except RuntimeFailure as error:
             self._refusals[device] = str(error)
+            self._loaded.pop(device, None)  # a seat: calls would take turns for nothing
             raise
 
     def _store(self, device: torch.device) -> KernelFile | None:

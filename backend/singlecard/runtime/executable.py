@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,9 +14,20 @@ from singlecard.runtime.frozen import Frozen, getter
 from singlecard.runtime.runners import Runner
 from singlecard.runtime.wiring import Slot, Wiring, map_slots, wiring_of
 
+_storage, _address = torch.Tensor.untyped_storage, torch.UntypedStorage.data_ptr
+
 
 def _memory(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+
+
+def _memories(values: Sequence[Any]) -> list[int]:
+    """Return where the memory of each tensor begins; what is no tensor is left out."""
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    try:
+        return list(map(_address, map(_storage, tensors)))
+    except NotImplementedError:  # a sparse tensor has no memory of that kind
+        return list(map(_memory, tensors))
 
 
 class Executable:
@@ -37,7 +47,7 @@ class Executable:
         self._steps = []
         for step, run in zip(wiring.steps, runners, strict=True):
             plain = given.issuperset(step.inputs)
-            pick = operator.itemgetter(*step.inputs) if plain and len(step.inputs) > 1 else None
+            pick: Callable[[Any], Sequence[Any]] | None = getter(step.inputs) if plain else None
             self._steps.append((step, run, pick))
             given.update(step.outputs)
         self.frozen = frozen
@@ -47,14 +57,22 @@ class Executable:
             len(wiring.results) + len(wiring.mutations),
         )
         self._leaves_no_trace = not wiring.mutations and all(step.lowered for step in wiring.steps)
-        #: Slots of what the graph computes, where each is simply in a slot when all steps are done.
+        #: Picks what the graph computes, where each is simply in a slot when all steps are done.
         self._computed = self._plain_outputs(given)
+        #: Axis orders of results, where each is a tensor with memory of its own.
+        self._orders = self._plain_orders()
 
-    def _plain_outputs(self, given: set[int]) -> list[int] | None:
+    def _plain_outputs(self, given: set[int]) -> Callable[[Any], Sequence[Any]] | None:
         outputs = self.wiring.outputs
         numbers = [item.number for item in outputs if isinstance(item, Slot)]
         simple = given.issuperset(numbers) and not self.wiring.constants.keys() & set(numbers)
-        return numbers if simple and len(numbers) == len(outputs) else None
+        return getter(numbers) if simple and len(numbers) == len(outputs) else None
+
+    def _plain_orders(self) -> list[tuple[int, ...] | None] | None:
+        results = self.wiring.results
+        owners = {item.owner for item in results} - {None}
+        simple = len(owners) == len(results) and not any(item.views for item in results)
+        return [item.order for item in results] if simple else None
 
     @classmethod
     def of(
@@ -86,6 +104,10 @@ class Executable:
         results = self(args)
         return results if self.frozen.are_unchanged() else None
 
+    def is_lost(self) -> bool:
+        """Tell whether no call can have the weights any more that it was compiled for."""
+        return self.frozen.are_lost()
+
     def __call__(self, args: Sequence[Any]) -> list[Any]:
         wiring = self.wiring
         arguments = self._arguments(args)
@@ -104,9 +126,9 @@ class Executable:
                 for place, dtype in step.types:
                     given[place] = given[place].to(dtype)
             values.update(zip(step.outputs, run(given), strict=True))
-        computed: list[Any]
+        computed: Sequence[Any]
         if self._computed is not None:
-            computed = [values[slot] for slot in self._computed]
+            computed = self._computed(values)
         else:
             computed = [self._value(item, values) for item in wiring.outputs]
         first, last = self._first, self._last
@@ -119,6 +141,14 @@ class Executable:
         self, computed: Sequence[Any], given: Sequence[Any], sizes: Sequence[Any]
     ) -> list[Any]:
         """Give results the layout and the memory that eager PyTorch gives them."""
+        if self._orders is not None:
+            plain = [
+                value.contiguous() if order is None else laid_out(value, order)
+                for value, order in zip(computed, self._orders, strict=False)
+            ]
+            memories = [*self._kept, *_memories((*given, *plain))]
+            if len(set(memories)) == len(memories):  # nothing shares memory
+                return plain
         taken: set[int] | None = None
         owners: dict[int, torch.Tensor] = {}
         results = []
@@ -134,8 +164,7 @@ class Executable:
                 owner = laid_out(value, result.order)
                 memory = _memory(owner)
                 if taken is None:
-                    taken = {_memory(arg) for arg in given if isinstance(arg, torch.Tensor)}
-                    taken |= self._kept
+                    taken = self._kept.union(_memories(given))
                 if memory in taken and owner.numel():
                     owner = owner.clone()  # rewrites made one of what are two in eager PyTorch
                     memory = _memory(owner)

@@ -6,16 +6,18 @@ such as eager PyTorch for a call that no engine takes, reads over the bus.
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterable
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from singlecard.errors import RuntimeFailure
 from singlecard.free_memory import free_memory
 from singlecard.network.card import Card, card_of
 from singlecard.observe.topics import topic
-from singlecard.runtime.frozen import Frozen, follow
+from singlecard.runtime.frozen import Frozen, following
 
 log = topic("runtime")
 
@@ -48,7 +50,11 @@ class Offload:
             if self._done:
                 return
             self._done = True
-            weights = [item for item in self._frozen.weights if _is_on(item, card)]
+            weights = [
+                item
+                for item in self._frozen.weights
+                if item.device == card.device and _is_plain(item) and not _is_hosted(item, card)
+            ]
             size = sum(storage.nbytes() for storage in _storages(weights))
             if self._wanted is None and size <= BIG * card.memory:
                 return
@@ -60,6 +66,9 @@ class Offload:
                 return
             try:
                 moved = move_to_host(weights, card)
+                if moved < size:  # what a compilation left behind holds weights: a network, say
+                    gc.collect()
+                    moved += move_to_host(weights, card)
             except torch.OutOfMemoryError as error:
                 log.warning("weights stay on %s beside their engine: %s", card.device, error)
                 return
@@ -90,8 +99,8 @@ def offload_weights(module: torch.nn.Module, device: torch.device | str | int = 
     """
     if not torch.cuda.is_available():
         raise RuntimeFailure(
-            "weights cannot be offloaded: PyTorch finds no CUDA GPU on this machine that would read "
-            "them. Leave the model on the CPU; engines for other machines are built from there"
+            "weights cannot be offloaded: PyTorch finds no CUDA GPU on this machine that would "
+            "read them. Leave the model on the CPU; engines for other cards are built from there"
         )
     card = card_of(torch.device(device))
     moved = move_to_host(_tensors(module), card, parts=True)
@@ -113,7 +122,7 @@ def restore_weights(module: torch.nn.Module) -> int:
     Raises:
         torch.OutOfMemoryError: the card has no room; what was moved so far stays moved.
     """
-    tensors = [item for item in _tensors(module) if item.device.type == "cuda"]
+    tensors = [item for item in plain_tensors(module) if item.device.type == "cuda"]
     return sum(
         move_to_card([item for item in tensors if item.device == device], card_of(device))
         for device in {item.device for item in tensors}
@@ -130,7 +139,7 @@ def move_to_host(tensors: Iterable[torch.Tensor], card: Card, parts: bool = Fals
         view.copy_(data)
         return memory
 
-    there = [item for item in tensors if card.host_view(item) is None]
+    there = [item for item in tensors if not _is_hosted(item, card)]
     return _move(there, copied, parts)
 
 
@@ -141,7 +150,7 @@ def move_to_card(tensors: Iterable[torch.Tensor], card: Card) -> int:
         view = card.host_view(data)
         return card.bytes(data.numel()).copy_(data if view is None else view)
 
-    return _move([item for item in tensors if card.host_view(item) is not None], copied)
+    return _move([item for item in tensors if _is_hosted(item, card)], copied, parts=True)
 
 
 def _move(tensors: Iterable[torch.Tensor], copied: _Copy, parts: bool = False) -> int:
@@ -153,7 +162,7 @@ def _move(tensors: Iterable[torch.Tensor], copied: _Copy, parts: bool = False) -
     """
     groups: dict[int, dict[int, torch.Tensor]] = {}
     for item in tensors:
-        if item.layout is torch.strided and type(item) in _PLAIN and item.numel():
+        if _is_plain(item) and item.data_ptr():
             groups.setdefault(item.untyped_storage().data_ptr(), {})[id(item)] = item
     moved = 0
     for group in groups.values():
@@ -165,31 +174,56 @@ def _move(tensors: Iterable[torch.Tensor], copied: _Copy, parts: bool = False) -
         size = storage.nbytes()
         memory = copied(torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage))
         del storage
-        moves = []
-        for item in members:
-            before, place = item.data_ptr(), item.storage_offset()
-            with torch.inference_mode(item.is_inference()):  # which the tensor would take over
-                there = torch.empty(0, dtype=item.dtype, device=memory.device)
-                there.set_(memory.untyped_storage(), place, item.shape, item.stride())
-            item.data = there
-            moves.append((item, before, item.data_ptr()))
-        follow(moves)
+        moves = [(item, _placed(item, memory)) for item in members]
+        with following(moves):
+            for item, there in moves:
+                item.data = there
         moved += size
     return moved
+
+
+def _placed(item: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that lies in a copy of a tensor's storage as that tensor does in its own."""
+    with torch.inference_mode(item.is_inference()):  # which the tensor would take over
+        there = torch.empty(0, dtype=item.dtype, device=memory.device)
+        return there.set_(
+            memory.untyped_storage(), item.storage_offset(), item.shape, item.stride()
+        )
 
 
 #: Subclasses may keep their data elsewhere.
 _PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
-def _is_on(tensor: torch.Tensor, card: Card) -> bool:
-    return tensor.device == card.device and card.host_view(tensor) is None
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor is its storage, type, shape and strides, and no more."""
+    return (
+        type(tensor) in _PLAIN
+        and tensor.layout is torch.strided
+        and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+    )
+
+
+def _is_hosted(tensor: torch.Tensor, card: Card) -> bool:
+    return _is_plain(tensor) and card.host_view(tensor) is not None
 
 
 def _storages(tensors: Iterable[torch.Tensor]) -> list[torch.UntypedStorage]:
-    found = (item.untyped_storage() for item in tensors if item.layout is torch.strided)
+    found = (item.untyped_storage() for item in tensors)
     return list({storage.data_ptr(): storage for storage in found}.values())
 
 
 def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+def plain_tensors(module: torch.nn.Module) -> list[torch.Tensor]:
+    """Return the tensors of a module, and those that quantized ones, say, are made of."""
+    found: list[torch.Tensor] = []
+    left = _tensors(module)
+    while left:
+        tensor = left.pop(0)
+        found.append(tensor)
+        if is_traceable_wrapper_subclass(tensor):
+            left.extend(getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+    return found

@@ -9,6 +9,7 @@ from typing import Any
 from singlecard.capture.program import Program
 from singlecard.errors import RuntimeFailure
 from singlecard.partition import Segment
+from singlecard.runtime.frozen import Frozen
 from singlecard.runtime.runners import Runner, eager_runner
 
 #: Gives a Program and the segments that it was cut into.
@@ -22,8 +23,14 @@ class Pieces:
     nowhere else. So their graph may have to be captured once more, which takes a second or two.
     """
 
-    def __init__(self, cut: Cut) -> None:
-        self._cut = cut
+    def __init__(self, cut: Cut, frozen: Frozen) -> None:
+        """Prepare.
+
+        Args:
+            cut: gives the segments.
+            frozen: the weights that they are to hold.
+        """
+        self._cut, self._frozen = cut, frozen
         self._made: tuple[Program, Sequence[Segment]] | None = None
         self._lock = threading.Lock()
 
@@ -34,16 +41,21 @@ class Pieces:
 
         def run(values: Sequence[Any]) -> Sequence[Any]:
             if not made:
-                made.append(self._runner(place, names))
+                runner = self._runner(place, names)
+                # Weights that were changed may be changed back, and these answers count again.
+                if not self._frozen.are_unchanged():
+                    return runner(values)
+                made.append(runner)
             return made[0](values)
 
         return run
 
     def _runner(self, place: int, names: list[str]) -> Runner:
         with self._lock:
-            if self._made is None:
-                self._made = self._cut()
-            program, segments = self._made
+            cut = self._made or self._cut()
+            if self._frozen.are_unchanged():
+                self._made = cut
+            program, segments = cut
         if place >= len(segments) or _names(segments[place]) != names:
             raise RuntimeFailure(
                 "a part of the model cannot run in PyTorch: its graph was cut in another way when "

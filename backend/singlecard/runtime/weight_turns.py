@@ -31,8 +31,16 @@ class Member(Protocol):
 
 @dataclass
 class _Use:
-    """How many launch with a member just now, when the last one began, and whether it stays."""
+    """A member whose weights are on the card, or coming there.
 
+    Attributes:
+        ready: whether they are there.
+        launching: how many launch with it just now.
+        last: when the last one began.
+        stays: whether they stay for good.
+    """
+
+    ready: bool = False
     launching: int = 0
     last: int = 0
     stays: bool = False
@@ -74,25 +82,45 @@ class WeightTurns:
             RuntimeFailure: they are more than the budget, or than what others leave of it that
                 stay; or TensorRT could not load them.
         """
-        with self._changed:
-            if member not in self._loaded:
-                if stays:
-                    raise RuntimeFailure(
-                        "an engine must have run once before it is recorded in a CUDA graph, and "
-                        "its weights be on the card: call it right before torch.cuda.graph"
-                    )
-                while not self._make_room(member.weight_bytes):
-                    self._changed.wait()
-                member.load_weights()
-            use = self._loaded.setdefault(member, _Use())
-            use.launching, use.last = use.launching + 1, next(self._clock)
-            use.stays |= stays
+        use = self._begin(member, stays)
         try:
             yield
         finally:
             with self._changed:
                 use.launching -= 1
                 self._changed.notify_all()
+
+    def _begin(self, member: Member, stays: bool) -> _Use:
+        """Count a launch with a member, whose weights are on the card when this returns."""
+        with self._changed:
+            use = self._loaded.get(member)
+            while use is None or not use.ready:
+                if use is None and stays:
+                    raise RuntimeFailure(
+                        "an engine must have run once before it is recorded in a CUDA graph, and "
+                        "its weights be on the card: call it right before torch.cuda.graph"
+                    )
+                if use is None and self._make_room(member.weight_bytes):
+                    return self._load(member)
+                self._changed.wait()
+                use = self._loaded.get(member)
+            use.launching, use.last = use.launching + 1, next(self._clock)
+            use.stays |= stays
+            return use
+
+    def _load(self, member: Member) -> _Use:
+        """Load a member's weights while others, which are on the card, go on."""
+        use = self._loaded[member] = _Use(launching=1, last=next(self._clock))
+        self._changed.release()
+        try:
+            member.load_weights()
+            use.ready = True
+        finally:
+            self._changed.acquire()
+            if not use.ready:
+                del self._loaded[member]
+            self._changed.notify_all()
+        return use
 
     def _make_room(self, size: int) -> bool:
         """Unload until so many bytes are free; return whether they are."""
