@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import weakref
 from typing import Any
 
@@ -39,10 +40,12 @@ class _Block:
             "version": 3,
         }
         # A process that ends gives all back; and PyTorch may be gone before this.
-        weakref.finalize(self, _free, self.address, device).atexit = False
+        weakref.finalize(self, _free, self.address, device, os.getpid()).atexit = False
 
 
-def _free(address: int, device: torch.device) -> None:
+def _free(address: int, device: torch.device, process: int) -> None:
+    if os.getpid() != process:  # a forked child has no CUDA
+        return
     torch.cuda.synchronize(device)  # kernels may read it still
     _driver().cuMemFreeHost(ctypes.c_void_p(address))
 

@@ -35,6 +35,17 @@ def test_the_budget_is_set_before_scratch_is_measured(
     assert scratch[1] == 1024 + (4000 - set_to) // 2
 
 
+def test_an_engine_that_was_built_without_streaming_keeps_no_budget_in_silence(
+    machine: Machine,
+) -> None:
+    """The card would run full, as if no budget had been given."""
+    run = runner(machine, doubling(), RuntimeSettings(weight_budget=1 << 20))
+    assert isinstance(run.plan, Path)
+    run.plan.write_bytes(run.plan.read_bytes()[:HEADER].ljust(18 << 20, b"\0"))
+    with pytest.raises(RuntimeFailure, match="without weight streaming.* 1048576 of memory_budget"):
+        run([machine.tensor(torch.randn(2, 3))])
+
+
 def test_an_engine_without_streamable_weights_is_left_alone(machine: Machine) -> None:
     """A budget for the model would stop engines that were built without streaming."""
     run = runner(machine, doubling(), RuntimeSettings(weight_budget=10))

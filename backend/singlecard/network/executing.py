@@ -32,6 +32,9 @@ from singlecard.network.validity import plan_refusal
 from singlecard.network.versions import new_runtime
 from singlecard.network.weights import MovingWeights
 
+#: What a plan may hold beside weights that stream: kernels, and weights that cannot be streamed.
+_NO_WEIGHTS = 16 << 20
+
 #: What TensorRT said last, at most; it talks as long as an engine lives.
 _MESSAGES = 200
 
@@ -149,6 +152,13 @@ class LoadedEngine:
         if budget is None:
             return
         streamable = int(self._engine.streamable_weights_size)
+        size = self.plan.stat().st_size if isinstance(self.plan, Path) else self.plan.size
+        if size - streamable > budget + _NO_WEIGHTS:
+            raise RuntimeFailure(
+                f"the engine {self.plan} was built without weight streaming, or can stream only "
+                f"{streamable} of its {size} bytes, and {budget} of memory_budget are its share: "
+                "build or export the model with a memory_budget too, or give a larger one"
+            )
         if streamable:
             self._engine.weight_streaming_budget_v2 = min(budget, streamable)
 
