@@ -4,57 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import sympy
-import torch
 from torch import fx
 
 from singlecard.capture.program import Program
 from singlecard.capture.spans import Triple
 from singlecard.capture.spill import Spill
-from singlecard.engine.build import (
-    Engine,
-    find_engine,
-    get_engine,
-    key_digest,
-    key_parts,
-    trial_report,
-)
-from singlecard.engine.cache import Cache, StoreError, default_folder
-from singlecard.engine.cards import cards_of
-from singlecard.engine.cost import LAUNCH
-from singlecard.engine.memory import recall, remember
-from singlecard.engine.plan_report import PlanReport
+from singlecard.choosing import Choosing
+from singlecard.engine.build import Engine, find_engine, get_engine, key_parts
+from singlecard.engine.cache import StoreError, default_folder
 from singlecard.engine.remote import RemoteTier
 from singlecard.errors import BuildError, LoweringError, RuntimeFailure
 from singlecard.lowering.call import op_name
 from singlecard.lowering.cards import target_refusal
 from singlecard.lowering.lower import Lowered, NodeRefused, lower
-from singlecard.lowering.table import refusal
-from singlecard.network.building import BuildSettings, Progress
+from singlecard.network.building import Progress
 from singlecard.network.runtime_settings import RuntimeSettings
 from singlecard.observe.topics import topic
-from singlecard.options import QUANTIZED, Options, types_of
+from singlecard.options import QUANTIZED, Options
 from singlecard.partition import Fallback, Partition, Segment, divide
-from singlecard.partition.exclusion import exclusion
-from singlecard.passes import simplify
-from singlecard.placement import (
-    ASSIGNABLE,
-    Decision,
-    Placement,
-    decide,
-    place,
-    placement_from_dict,
-    placement_to_dict,
-)
-from singlecard.precision.casts import lower_precision
-from singlecard.precision.demote import demote_float64
-from singlecard.precision.points import is_named, names_of, points_of
-from singlecard.precision.quantize import ROUNDING, quantize
+from singlecard.placement import Placement
+from singlecard.precision.points import points_of
 from singlecard.recipe import Recipe
 from singlecard.runtime.binding import Binding, binding_of
 from singlecard.runtime.engine import EngineRunner
@@ -64,23 +37,8 @@ from singlecard.runtime.offload import Offload
 from singlecard.runtime.pieces import Cut, Pieces
 from singlecard.runtime.ranged import in_range
 from singlecard.runtime.runners import Runner, pytorch_runner, reference_runner
-from singlecard.runtime.torch_tensorrt import (
-    TorchTensorRTRunner,
-    describe,
-)
+from singlecard.runtime.torch_tensorrt import TorchTensorRTRunner, describe
 from singlecard.runtime.weight_turns import weight_share
-from singlecard.targets import check_types
-
-
-def low_type(precision: str) -> torch.dtype | None:
-    """Return what FP32 parts compute with; None where they stay in FP32."""
-    if precision in QUANTIZED or precision == "fp16":
-        return torch.float16
-    return torch.bfloat16 if precision == "bf16" else None
-
-
-#: Plans that are built to place INT8 or FP8, at most.
-TRIALS = 48
 
 
 @dataclass
@@ -105,7 +63,7 @@ class Graph:
 
 
 @dataclass
-class Session:
+class Session(Choosing):
     """Options, and what was compiled under them.
 
     Attributes:
@@ -124,28 +82,6 @@ class Session:
     graphs: list[Graph] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self._excluded = exclusion(self.options.exclude_ops, self.options.exclude_modules)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - started
-
-    @property
-    def settings(self) -> BuildSettings:
-        options = self.options
-        return BuildSettings(
-            options.targets or (),
-            options.precision == "tf32",
-            options.workspace_bytes,
-            options.sparse_weights,
-            weight_streaming=options.memory_budget is not None,
-        )
-
     def runtime_settings(self, size: int, graph: int) -> RuntimeSettings:
         """Return how an engine is run.
 
@@ -160,16 +96,6 @@ class Session:
             weight_budget=weight_share(size, graph, options.memory_budget),
             memory_budget=options.memory_budget,
         )
-
-    @functools.cached_property
-    def cache(self) -> Cache:
-        """The engines on this machine.
-
-        Raises:
-            OptionError: ``SINGLECARD_CACHE_LIMIT`` is no size.
-        """
-        options = self.options
-        return Cache(options.cache_dir, options.cache_limit, fallback=not options.strict)
 
     @functools.cached_property
     def remote(self) -> RemoteTier | None:
@@ -259,6 +185,9 @@ class Session:
         )
         return _Work(partition, [make(place, about) for place, make in enumerate(made)])
 
+    def _new_spill(self) -> Spill:
+        return Spill(self.options.cache_dir or default_folder())
+
     def _cut_again(
         self,
         capture: Callable[[], Program],
@@ -280,116 +209,6 @@ class Session:
             or self._reason_of(node)
             or target_refusal(node, self.options.targets or ())
         )
-
-    def _reason_of(self, node: fx.Node) -> str | None:
-        return self._excluded(node) or refusal(node)
-
-    def _new_spill(self) -> Spill:
-        return Spill(self.options.cache_dir or default_folder())
-
-    def _name(self, program: Program) -> None:
-        """Bring a Program to the form in which ops have names for calibration."""
-        if low_type(self.options.precision) is not None:
-            check_types(types_of(self.options.precision), self.options.targets or ())
-        with self.timed("passes"):
-            if self.options.demote_float64:
-                demote_float64(program)
-            simplify(program)
-
-    def _lower_precision(self, program: Program, assignment: Mapping[str, str]) -> None:
-        """Quantize what is assigned, and let the rest compute in FP16 or BF16, where asked for."""
-        low = low_type(self.options.precision)
-        if low is None:
-            return
-        with self.timed("passes"):
-            stays = {node for node in program.calls() if _stays(node, self._reason_of)}
-            stays |= self._kept_fp32(program)
-            if assignment:
-                points = points_of(program)
-                quantize(program, points, assignment, self.options.calibration)
-            lower_precision(program, low, stays.__contains__)
-            simplify(program)
-
-    def _kept_fp32(self, program: Program) -> set[fx.Node]:
-        table = self.options.calibration
-        wanted = (*self.options.keep_fp32, *(table.keep_fp32 if table else ()))
-        if not wanted:
-            return set()
-        return {node for node, name in names_of(program).items() if is_named(name, wanted)}
-
-    def _place(self, program: Program, spans: Mapping[sympy.Symbol, Triple]) -> Placement:
-        """Choose what is quantized: as asked, as assigned, or by what the plans say."""
-        options, points = self.options, points_of(program)
-        kept = self._kept_fp32(program)
-        decisions = decide(points, options.precision, options.calibration, self._reason_of, kept)
-        candidates = {item.name: item.taken for item in decisions if item.taken in ASSIGNABLE}
-        if options.precision not in ROUNDING or not candidates:
-            return Placement(tuple(decisions))
-
-        def build(assignment: Mapping[str, str]) -> list[PlanReport] | None:
-            try:
-                networks = self._networks(program.copy(), assignment, spans)
-                return [trial_report(lowered, self.settings, cache) for lowered in networks]
-            except (BuildError, LoweringError) as error:
-                topic("placement").debug("a trial does not build: %s", error)
-                return None
-
-        with self.timed("placement"):
-            cache = self.cache
-            digest = self._trials_digest(program, candidates, spans)
-            placed = placement_from_dict(recall(cache, digest)) if digest else None
-            if placed is None and options.build == "never":
-                words = "build='never', and no plans were compared before"
-                placed = Placement(
-                    tuple(Decision(name, kind, "fp16", words) for name, kind in candidates.items())
-                )
-            elif placed is None:
-                placed = place(points, candidates, build, cards_of(options.targets or ()), TRIALS)
-                if digest:
-                    remember(cache, digest, placement_to_dict(placed))
-        found = {item.name: item for item in placed.decisions}
-        return dataclasses.replace(
-            placed, decisions=tuple(found.get(item.name, item) for item in decisions)
-        )
-
-    def _trials_digest(
-        self,
-        program: Program,
-        candidates: Mapping[str, str],
-        spans: Mapping[sympy.Symbol, Triple],
-    ) -> str | None:
-        """Return the digest of all that a placement follows from; None where nothing lowers.
-
-        The networks with nothing and with everything quantized hold weights, scales and sizes.
-        """
-        try:
-            parts = [
-                key_parts(lowered, self.settings)
-                for assignment in ({}, candidates)
-                for lowered in self._networks(program.copy(), assignment, spans)
-            ]
-        except LoweringError:
-            return None
-        rules = {
-            "candidates": repr(sorted(candidates.items())),
-            "cards": repr(cards_of(self.options.targets or ())),
-            "trials": f"{TRIALS} {LAUNCH}",
-        }
-        return key_digest({**rules, "networks": repr([sorted(part.items()) for part in parts])})
-
-    def _networks(
-        self,
-        program: Program,
-        assignment: Mapping[str, str],
-        spans: Mapping[sympy.Symbol, Triple],
-    ) -> Iterator[Lowered]:
-        """Lower a Program with an assignment, for its usual sizes alone."""
-        session = Session(self.options, self.execution, False)
-        session._lower_precision(program, assignment)
-        partition = divide(program, self._reason_of, self.options.min_block_size)
-        for segment in partition.segments:
-            if segment.lowered:
-                yield lower(program, segment, spans, usual=True)
 
     def _step(
         self,
@@ -476,10 +295,6 @@ class Session:
         """Log once what stays in PyTorch."""
         for reason in dict.fromkeys(item.reason for item in fallback):
             topic("partition").warning("%s: this part stays in PyTorch", reason)
-
-
-def _stays(node: fx.Node, reason_of: Callable[[fx.Node], str | None]) -> bool:
-    return isinstance(node.target, torch._ops.OperatorBase) and reason_of(node) is not None
 
 
 def _fault(stage: str, error: Exception) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import singlecard
-from singlecard import session
+from singlecard import choosing, session
 from singlecard.engine.build import key_parts
 from singlecard.errors import BuildError
 from singlecard.session import Session
@@ -234,7 +234,7 @@ def test_never_compares_no_plans(machine: Machine, monkeypatch: pytest.MonkeyPat
     def building(*args: Any) -> Any:
         raise AssertionError("a plan was built")
 
-    monkeypatch.setattr(session, "trial_report", building)
+    monkeypatch.setattr(choosing, "trial_report", building)
     options: dict[str, Any] = {"precision": "int8", "calibration": table, "build": "never"}
     torch.testing.assert_close(machine.start(net, **options)(X), net(X), rtol=1e-2, atol=1e-2)
 

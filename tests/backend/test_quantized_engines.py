@@ -208,7 +208,7 @@ def test_what_was_decided_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_pat
     def built(*args: Any) -> None:
         raise AssertionError("a trial was built again")
 
-    monkeypatch.setattr("singlecard.session.trial_report", built)
+    monkeypatch.setattr("singlecard.choosing.trial_report", built)
     second = singlecard.verify(model, (x,), options=given)
     assert second.placements == first.placements
     (memory,) = tmp_path.rglob("*.memory.*")
