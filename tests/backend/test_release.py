@@ -55,6 +55,21 @@ class Failing(Empty):
         raise RuntimeFailure("no memory")
 
 
+@pytest.fixture
+def fails(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Engines fail while there is something in this."""
+    given: list[bool] = []
+
+    class Sometimes(Evaluated):
+        def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
+            if given:
+                raise RuntimeFailure("no memory")
+            return super().__call__(values)
+
+    monkeypatch.setattr(session, "EngineRunner", Sometimes)
+    return given
+
+
 def _holders(tensor: Tensor) -> int:
     """Return how many tensors lie in the memory of one, it among them."""
     storage = tensor.untyped_storage()
@@ -122,19 +137,8 @@ def test_parts_captured_again_go_where_weights_are_moved(
     assert [_holders(weight) for weight in weights] == [1, 1]
 
 
-def test_parts_captured_again_read_the_weights_of_now(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_captured_again_read_the_weights_of_now(machine: Machine, fails: list[bool]) -> None:
     """An answer of old weights is a wrong answer, whoever computes it."""
-    fails: list[bool] = []
-
-    class Sometimes(Evaluated):
-        def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
-            if fails:
-                raise RuntimeFailure("no memory")
-            return super().__call__(values)
-
-    monkeypatch.setattr(session, "EngineRunner", Sometimes)
     model = Cut().eval()
     call = machine.start(model, min_block_size=1)
     torch.testing.assert_close(call(X), model(X))
@@ -204,18 +208,9 @@ def test_a_weight_that_comes_to_lie_where_it_lay_is_noticed(
 
 
 def test_parts_are_not_kept_of_weights_that_were_changed_back(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, fails: list[bool]
 ) -> None:
     """Who swaps weights would get an answer of the others, where PyTorch gives it."""
-    fails: list[bool] = []
-
-    class Sometimes(Evaluated):
-        def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
-            if fails:
-                raise RuntimeFailure("no memory")
-            return super().__call__(values)
-
-    monkeypatch.setattr(session, "EngineRunner", Sometimes)
     model = nn.Linear(4, 8).eval()
     call = machine.start(model)
     call(X)
