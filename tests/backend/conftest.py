@@ -13,12 +13,9 @@ from tests.backend.machine import Machine
 
 
 @pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    """Dynamo and the warnings remember; a test must not depend on the one before."""
-    torch._dynamo.reset()
+def fresh_warnings() -> None:
+    """What was said once is remembered; a test must not depend on the one before."""
     warn_once.cache_clear()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture
