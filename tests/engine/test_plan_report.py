@@ -12,6 +12,8 @@ import tensorrt_rtx as trt
 
 from singlecard.engine.plan_report import Kernel, PlanReport, read_plan_log
 from singlecard.errors import BuildError
+from singlecard.network.logger import Messages
+from singlecard.network.versions import new_builder
 
 NONE, TRANSPOSE = trt.MatrixOperation.NONE, trt.MatrixOperation.TRANSPOSE
 MUL, ADD = trt.ElementWiseOperation.PROD, trt.ElementWiseOperation.SUM
@@ -33,7 +35,7 @@ class Net:
 
     def __init__(self) -> None:
         self.log = Log()
-        self.builder = trt.Builder(self.log)
+        self.builder = new_builder(self.log, Messages())
         self.network = self.builder.create_network(0)
         self.kept: list[Any] = []
 

@@ -28,6 +28,7 @@ from singlecard.engine.signing import (
 from singlecard.errors import OptionError
 from singlecard.network.flavour import tensorrt
 from singlecard.network.logger import Messages, new_logger
+from singlecard.network.versions import new_builder, new_runtime
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 FACTS = {"digest": "a" * 64, "plan_bytes": 3, "report": {"kernels": [], "floor": 0.1}}
@@ -173,7 +174,7 @@ def built_plan(libraries: list[str]) -> bytes:
     """Build a tiny network, with libraries in its plan."""
     trt: Any = tensorrt()
     messages = Messages()
-    builder = trt.Builder(new_logger(messages))
+    builder = new_builder(new_logger(messages), messages)
     network = builder.create_network(0)
     x = network.add_input("x", trt.float32, (4, 64))
     weights = np.ones((64, 64), np.float32)
@@ -240,9 +241,8 @@ def test_tensorrt_loads_a_plans_library_without_asking(
 
     The library is no plugin: TensorRT has loaded it when it misses the function it looks for.
     """
-    trt: Any = tensorrt()
     with caplog.at_level(logging.DEBUG, "singlecard.tensorrt"):
-        runtime = trt.Runtime(new_logger(Messages()))
+        runtime = new_runtime(new_logger(Messages()), Messages())
         assert runtime.engine_host_code_allowed is False
         assert runtime.deserialize_cuda_engine(with_library) is None
     assert "getCreators could not be loaded" in caplog.text
@@ -250,8 +250,7 @@ def test_tensorrt_loads_a_plans_library_without_asking(
 
 def test_a_plans_header_has_the_length_that_is_read() -> None:
     """The table of contents is looked for behind it."""
-    trt: Any = tensorrt()
-    assert trt.Runtime(new_logger(Messages())).engine_header_size == signing._HEADER
+    assert new_runtime(new_logger(Messages()), Messages()).engine_header_size == signing._HEADER
 
 
 def test_key_file_mode_is_what_is_checked(tmp_path: Path) -> None:

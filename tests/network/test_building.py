@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -70,3 +72,32 @@ def test_other_budgets_are_refused(value: Any) -> None:
     """A budget that is misread is memory that another program had."""
     with pytest.raises(OptionError, match="memory_budget"):
         Options.parse({"memory_budget": value})
+
+
+_GARBAGE = """
+import faulthandler, gc
+faulthandler.dump_traceback_later(30, exit=True)
+gc.set_threshold(10**9)
+from singlecard.network.logger import Messages
+from singlecard.network.net import Net
+
+class Holder:
+    pass
+
+def told(self, severity, text):  # while TensorRT makes the last builder
+    gc.set_threshold(1)
+    [[] for _ in range(100)]
+
+holder = Holder()
+holder.net, holder.self = Net(), holder
+del holder
+Messages.add = told
+Net()
+print("made")
+"""
+
+
+def test_a_builder_that_is_garbage_does_not_end_while_another_is_made() -> None:
+    """TensorRT holds a lock while it tells its logger: the process would wait for itself."""
+    done = subprocess.run([sys.executable, "-c", _GARBAGE], capture_output=True, text=True)
+    assert done.stdout == "made\n", done.stderr

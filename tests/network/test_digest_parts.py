@@ -14,6 +14,7 @@ from singlecard.network.inspect import view_network
 from singlecard.network.logger import Messages, new_logger
 from singlecard.network.net import Net
 from singlecard.network.tensor import Tensor
+from singlecard.network.versions import new_builder
 
 Make = Callable[[Net, Tensor], Tensor]
 
@@ -162,7 +163,7 @@ def test_large_and_small_weights_count_to_the_last_element() -> None:
 
 def counting_loop(factor: float, kind: str = "SUM") -> dict[str, str]:
     """Return the parts of a network that goes three times through a loop."""
-    builder = trt.Builder(new_logger(Messages()))
+    builder = new_builder(new_logger(Messages()), Messages())
     network = builder.create_network(0)
     x = network.add_input("x", trt.float32, (4,))
     three, step = np.array(3, np.int32), np.full(4, factor, np.float32)

@@ -8,11 +8,12 @@ import tensorrt_rtx as trt
 from singlecard.network.digest import network_digest
 from singlecard.network.inspect import view_network
 from singlecard.network.logger import Messages, new_logger
+from singlecard.network.versions import new_builder
 
 
 @pytest.fixture
 def builder() -> trt.Builder:
-    return trt.Builder(new_logger(Messages()))
+    return new_builder(new_logger(Messages()), Messages())
 
 
 def conditional_digest(builder: trt.Builder, chosen: int) -> str:

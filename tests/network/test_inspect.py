@@ -11,6 +11,8 @@ from singlecard.errors import LoweringError
 from singlecard.network.flavour import tensorrt
 from singlecard.network.inspect import LayerView, view_network
 from singlecard.network.inspect_layers import ATTENTION_FIELDS, LAYER_FIELDS, LEFT_OUT_EVERYWHERE
+from singlecard.network.logger import Messages
+from singlecard.network.versions import new_builder
 
 trt = tensorrt()
 
@@ -34,7 +36,7 @@ def recorder() -> Recorder:
 
 @pytest.fixture
 def network(recorder: Recorder) -> Any:
-    builder = trt.Builder(recorder)
+    builder = new_builder(recorder, Messages())
     definition = builder.create_network()
     yield definition
 

@@ -36,6 +36,8 @@ from torch import Tensor
 from singlecard.errors import EvaluationError
 from singlecard.network.flavour import tensorrt
 from singlecard.network.inspect import LayerView, NetworkView, view_network
+from singlecard.network.logger import Messages
+from singlecard.network.versions import new_builder
 from singlecard.reference import evaluate
 from singlecard.reference.types import TORCH_DTYPES
 
@@ -271,7 +273,7 @@ def test_models_in_a_process_of_their_own() -> None:
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_models_give_the_answers_of_onnx(shard: int) -> None:
     """Without it, a lowering could be called wrong, or right, by a wrong judge."""
-    builder = tensorrt().Builder(_LOGGER)
+    builder = new_builder(_LOGGER, Messages())
     outcomes = {case.name: outcome_of(builder, case) for case in all_cases()[shard::SHARDS]}
     by_way: dict[str, dict[str, str]] = defaultdict(dict)
     for name, outcome in outcomes.items():

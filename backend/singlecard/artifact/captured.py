@@ -28,10 +28,10 @@ from singlecard.artifact.flat import Flat, flatten_program
 from singlecard.artifact.signature import Extent, Input, Signature
 from singlecard.artifact.structure import structure_to_text
 from singlecard.artifact.watching import watched_arguments
-from singlecard.backend import collection_paused
 from singlecard.capture.aot import capture
 from singlecard.capture.program import Program
 from singlecard.capture.spans import Triple, symbols_of
+from singlecard.collection import collection_paused
 from singlecard.errors import ArtifactError, CaptureError, SinglecardError
 from singlecard.lowering.sizes import UNBOUNDED, expression
 from singlecard.network.building import Progress

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from singlecard.collection import collection_paused
 from singlecard.errors import BuildError, LoweringError, RuntimeFailure
 from singlecard.network.flavour import flavour_name, flavour_version, trt
 from singlecard.network.logger import Messages
@@ -215,7 +216,8 @@ def new_builder(logger: trt.ILogger, messages: Messages) -> trt.Builder:
         BuildError: this flavour needs a GPU to build, and finds none.
     """
     try:
-        return trt.Builder(logger)
+        with collection_paused():
+            return trt.Builder(logger)
     except TypeError as error:  # pybind11 turns the null pointer that TensorRT returned into this
         if builds_for_other_cards():
             raise BuildError(
@@ -235,7 +237,8 @@ def new_runtime(logger: trt.ILogger, messages: Messages) -> trt.Runtime:
         RuntimeFailure: TensorRT finds no GPU that it can use.
     """
     try:
-        return trt.Runtime(logger)
+        with collection_paused():
+            return trt.Runtime(logger)
     except TypeError as error:
         raise RuntimeFailure(
             f"{_installed()} could not use a GPU on this machine ({messages.last_problem()}): "

@@ -14,7 +14,8 @@ from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.utils import counters
 from torch.utils import _pytree as pytree
 
-from singlecard.backend import collection_paused, compile_in
+from singlecard.backend import compile_in
+from singlecard.collection import collection_paused
 from singlecard.errors import OptionError, SinglecardError
 from singlecard.partition import Fallback
 from singlecard.session import Graph, Session
