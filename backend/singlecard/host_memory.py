@@ -74,6 +74,25 @@ def host_bytes(size: int, device: torch.device) -> torch.Tensor:
         return torch.as_tensor(block, device=device)
 
 
+#: Subclasses may keep their data elsewhere.
+_PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor is its storage, type, shape and strides, and no more."""
+    return (
+        type(tensor) in _PLAIN
+        and tensor.layout is torch.strided
+        and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+    )
+
+
+def in_storage(storage: torch.UntypedStorage, like: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that lies in a storage as another tensor does in its own."""
+    empty = torch.empty(0, dtype=like.dtype, device=storage.device)
+    return empty.set_(storage, like.storage_offset(), like.shape, like.stride())
+
+
 def host_view(tensor: torch.Tensor) -> torch.Tensor | None:
     """Return a tensor on the CPU in the memory of one on a card, if that is host memory."""
     if not _blocks or tensor.device.type != "cuda" or tensor.layout is not torch.strided:
@@ -84,9 +103,7 @@ def host_view(tensor: torch.Tensor) -> torch.Tensor | None:
     memory = (ctypes.c_ubyte * block.size).from_address(block.address)
     memory.block = block  # type: ignore[attr-defined]  # it lives as long as the view
     storage = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
-    return torch.empty(0, dtype=tensor.dtype).set_(
-        storage, tensor.storage_offset(), tensor.shape, tensor.stride()
-    )
+    return in_storage(storage, tensor)
 
 
 def on_cpu(tensor: torch.Tensor) -> torch.Tensor:

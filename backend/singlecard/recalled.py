@@ -26,7 +26,7 @@ from singlecard.errors import RuntimeFailure
 from singlecard.observe import events
 from singlecard.observe.topics import topic
 from singlecard.recipe import Recipe, recipe_digest, recipe_from_plain, recipe_to_plain
-from singlecard.runtime.engine import EngineRunner
+from singlecard.runtime.engine import EngineRunner, settings_of
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.frozen import Frozen
 from singlecard.runtime.offload import Offload
@@ -128,7 +128,7 @@ class Recalled:
         runner: Runner
         if session.options.runtime == "tensorrt":
             size = entry.plan.stat().st_size
-            settings = session.runtime_settings(size, size)
+            settings = settings_of(session.options, size, size)
             offload = Offload(frozen, session.options.offload_weights)
             runner = EngineRunner(
                 entry.plan, binding, entry, settings=settings, before_load=offload

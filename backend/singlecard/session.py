@@ -22,7 +22,6 @@ from singlecard.lowering.call import op_name
 from singlecard.lowering.cards import target_refusal
 from singlecard.lowering.lower import Lowered, NodeRefused, lower
 from singlecard.network.building import Progress
-from singlecard.network.runtime_settings import RuntimeSettings
 from singlecard.observe.topics import topic
 from singlecard.options import QUANTIZED, Options
 from singlecard.partition import Fallback, Partition, Segment, divide
@@ -30,7 +29,7 @@ from singlecard.placement import Placement
 from singlecard.precision.points import points_of
 from singlecard.recipe import Recipe
 from singlecard.runtime.binding import Binding, binding_of
-from singlecard.runtime.engine import EngineRunner
+from singlecard.runtime.engine import EngineRunner, settings_of
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.frozen import Frozen
 from singlecard.runtime.offload import Offload
@@ -38,7 +37,6 @@ from singlecard.runtime.pieces import Cut, Pieces
 from singlecard.runtime.ranged import in_range
 from singlecard.runtime.runners import Runner, pytorch_runner, reference_runner
 from singlecard.runtime.torch_tensorrt import TorchTensorRTRunner, describe
-from singlecard.runtime.weight_turns import weight_share
 
 
 @dataclass
@@ -81,21 +79,6 @@ class Session(Choosing):
     progress: Progress | None = None
     graphs: list[Graph] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
-
-    def runtime_settings(self, size: int, graph: int) -> RuntimeSettings:
-        """Return how an engine is run.
-
-        Args:
-            size: bytes of its plan, which are its weights and little else.
-            graph: of all plans of its graph.
-        """
-        options = self.options
-        return RuntimeSettings(
-            cuda_graphs=options.cuda_graphs,
-            specialization=options.specialization,
-            weight_budget=weight_share(size, graph, options.memory_budget),
-            memory_budget=options.memory_budget,
-        )
 
     @functools.cached_property
     def remote(self) -> RemoteTier | None:
@@ -258,7 +241,7 @@ class Session(Choosing):
                 plan,
                 binding,
                 held,
-                settings=self.runtime_settings(size, about.plan_bytes),
+                settings=settings_of(self.options, size, about.plan_bytes),
                 before_load=about.offload,
             )
         try:

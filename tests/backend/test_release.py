@@ -70,6 +70,22 @@ def fails(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return given
 
 
+def moving(kind: type[Any], card: HostCard) -> type[Any]:
+    """Return a kind of engine that makes room on a card when it is called, as if it was loaded."""
+
+    class Moving(kind):  # type: ignore[misc]
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            self.before_load = settings["before_load"]
+
+        def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
+            NETWORKS.clear()  # which the stand-in keeps
+            self.before_load(card)
+            return super().__call__(values)  # type: ignore[no-any-return]
+
+    return Moving
+
+
 def _holders(tensor: Tensor) -> int:
     """Return how many tensors lie in the memory of one, it among them."""
     storage = tensor.untyped_storage()
@@ -153,17 +169,7 @@ def test_a_moved_model_is_not_compiled_again(
 ) -> None:
     """Dynamo's guards and ours look at weights at each call: a move is no change of theirs."""
     card = HostCard(Memory())
-
-    class Moving(Evaluated):
-        def __init__(self, *args: Any, **settings: Any) -> None:
-            super().__init__(*args, **settings)
-            self.before_load = settings["before_load"]
-
-        def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
-            self.before_load(card)
-            return super().__call__(values)
-
-    monkeypatch.setattr(session, "EngineRunner", Moving)
+    monkeypatch.setattr(session, "EngineRunner", moving(Evaluated, card))
     model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4)).eval()
     with torch.inference_mode(inference), torch.no_grad():
         want = model(X)
@@ -273,18 +279,7 @@ def test_weights_are_moved_before_what_held_them_is_collected(
 ) -> None:
     """The card would hold them and their engine, for want of a run of the garbage collector."""
     card = HostCard(Memory())
-
-    class Moving(Empty):
-        def __init__(self, *args: Any, **settings: Any) -> None:
-            super().__init__(*args, **settings)
-            self.before_load = settings["before_load"]
-
-        def __call__(self, values: Sequence[Any]) -> Sequence[Any]:
-            NETWORKS.clear()
-            self.before_load(card)
-            return super().__call__(values)
-
-    monkeypatch.setattr(session, "EngineRunner", Moving)
+    monkeypatch.setattr(session, "EngineRunner", moving(Empty, card))
     model = nn.Linear(4, 8).eval()
     call = machine.start(model, precision=precision, build=build, offload_weights=True)
     gc.disable()

@@ -36,13 +36,12 @@ from singlecard.precision.table import CalibrationTable
 from singlecard.recipe import binding_from_plain, wiring_from_plain
 from singlecard.report.origin import first_line
 from singlecard.runtime.device import card_refusal, target_of
-from singlecard.runtime.engine import EngineRunner
+from singlecard.runtime.engine import EngineRunner, settings_of
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.frozen import Frozen
 from singlecard.runtime.ranged import in_range
 from singlecard.runtime.runners import Runner
 from singlecard.runtime.wiring import Constant
-from singlecard.session import Session
 from singlecard.targets import PORTABLE
 
 log = logging.getLogger("singlecard")
@@ -329,9 +328,8 @@ class Loaded:
         binding = binding_from_plain(step["binding"])
         binding = dataclasses.replace(binding, device=self.device)
         plan = StoredPlan(self._archive, step["engine"])
-        session = Session(self._options, "engine", False)
         whole = sum(engine.bytes for engine in self.engines)
-        settings = session.runtime_settings(plan.size, whole)
+        settings = settings_of(self._options, plan.size, whole)
         kernels = functools.partial(self._kernels, plan)
         runner = EngineRunner(plan, binding, settings=settings, kernels=kernels)
         return in_range(runner, binding, None)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from singlecard.host_memory import in_storage, is_plain
 from singlecard.observe.topics import topic
 
 log = topic("capture")
@@ -44,12 +45,11 @@ class Spill:
 
         Where no file can be made, as on a full disk, the value stays in memory.
         """
-        storage = self._storage(value.untyped_storage().nbytes()) if _is_plain(value) else None
+        storage = self._storage(value.untyped_storage().nbytes()) if _can_move(value) else None
         if storage is None:
             return value
         storage.copy_(value.untyped_storage())
-        held = torch.empty(0, dtype=value.dtype)
-        return held.set_(storage, value.storage_offset(), value.shape, value.stride())
+        return in_storage(storage, value)
 
     def convert(self, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return a copy of a tensor in another type, with nothing in between.
@@ -58,7 +58,7 @@ class Spill:
         2.36 did not give room for aligned memory out again (0.6 GB after weights of 0.9 GB).
         """
         form = torch.empty_like(value, dtype=dtype, device="meta")
-        storage = self._storage(form.untyped_storage().nbytes()) if _is_plain(value) else None
+        storage = self._storage(form.untyped_storage().nbytes()) if _can_move(value) else None
         if storage is None:
             return value.to(dtype, copy=True)
         held = torch.empty(0, dtype=dtype).set_(storage, 0, form.shape, form.stride())
@@ -98,11 +98,5 @@ class Spill:
         return pages.untyped_storage()
 
 
-def _is_plain(value: torch.Tensor) -> bool:
-    return (
-        type(value) is torch.Tensor
-        and value.layout is torch.strided
-        and value.device.type == "cpu"
-        and not value.is_conj()
-        and not value.is_neg()
-    )
+def _can_move(value: torch.Tensor) -> bool:
+    return type(value) is torch.Tensor and value.device.type == "cpu" and is_plain(value)

@@ -58,6 +58,11 @@ class _Recent(Messages):
         del self.entries[:-_MESSAGES]
 
 
+def plan_size(plan: Path | Plan) -> int:
+    """Return the bytes that a plan has."""
+    return plan.stat().st_size if isinstance(plan, Path) else plan.size
+
+
 @contextmanager
 def _mapped(file: Path) -> Iterator[memoryview]:
     with file.open("rb") as opened:
@@ -152,7 +157,7 @@ class LoadedEngine:
         if budget is None:
             return
         streamable = int(self._engine.streamable_weights_size)
-        size = self.plan.stat().st_size if isinstance(self.plan, Path) else self.plan.size
+        size = plan_size(self.plan)
         if size - streamable > budget + _NO_WEIGHTS:
             raise RuntimeFailure(
                 f"the engine {self.plan} was built without weight streaming, or can stream only "

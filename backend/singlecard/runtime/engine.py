@@ -11,17 +11,34 @@ import torch
 
 from singlecard.errors import RuntimeFailure
 from singlecard.network.card import Card, card_of
-from singlecard.network.executing import LoadedEngine, Plan
+from singlecard.network.executing import LoadedEngine, Plan, plan_size
 from singlecard.network.flavour import flavour_version
 from singlecard.network.runtime_settings import RuntimeSettings
+from singlecard.options import Options
 from singlecard.runtime.arena import arena_of
 from singlecard.runtime.binding import Binding, tensors_of
 from singlecard.runtime.runtime_cache import KernelFile, kernels_name
 from singlecard.runtime.seat import Seat
-from singlecard.runtime.weight_turns import turns_of
+from singlecard.runtime.weight_turns import turns_of, weight_share
 
 #: Runs an engine that is on the card, or may have to come there.
 _Runs = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+
+
+def settings_of(options: Options, size: int, graph: int) -> RuntimeSettings:
+    """Return how an engine is run under a caller's options.
+
+    Args:
+        options: the caller's.
+        size: bytes of its plan, which are its weights and little else.
+        graph: of all plans of its graph.
+    """
+    return RuntimeSettings(
+        cuda_graphs=options.cuda_graphs,
+        specialization=options.specialization,
+        weight_budget=weight_share(size, graph, options.memory_budget),
+        memory_budget=options.memory_budget,
+    )
 
 
 class EngineRunner:
@@ -85,7 +102,7 @@ class EngineRunner:
         budget = self.settings.memory_budget
         if budget is None:
             return self._new_engine(device, False)
-        size = self.plan.stat().st_size if isinstance(self.plan, Path) else self.plan.size
+        size = plan_size(self.plan)
         if self.settings.weight_budget is not None:
             size = min(size, self.settings.weight_budget)
         return Seat(

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from singlecard.errors import RuntimeFailure
 from singlecard.free_memory import free_memory
+from singlecard.host_memory import in_storage, is_plain
 from singlecard.network.card import Card, card_of
 from singlecard.observe.topics import topic
 from singlecard.runtime.frozen import Frozen, following
@@ -53,7 +54,7 @@ class Offload:
             weights = [
                 item
                 for item in self._frozen.weights
-                if item.device == card.device and _is_plain(item) and not _is_hosted(item, card)
+                if item.device == card.device and is_plain(item) and not _is_hosted(item, card)
             ]
             size = sum(storage.nbytes() for storage in _storages(weights))
             if self._wanted is None and size <= BIG * card.memory:
@@ -162,7 +163,7 @@ def _move(tensors: Iterable[torch.Tensor], copied: _Copy, parts: bool = False) -
     """
     groups: dict[int, dict[int, torch.Tensor]] = {}
     for item in tensors:
-        if _is_plain(item) and item.data_ptr():
+        if is_plain(item) and item.data_ptr():
             groups.setdefault(item.untyped_storage().data_ptr(), {})[id(item)] = item
     moved = 0
     for group in groups.values():
@@ -185,27 +186,11 @@ def _move(tensors: Iterable[torch.Tensor], copied: _Copy, parts: bool = False) -
 def _placed(item: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
     """Return a tensor that lies in a copy of a tensor's storage as that tensor does in its own."""
     with torch.inference_mode(item.is_inference()):  # which the tensor would take over
-        there = torch.empty(0, dtype=item.dtype, device=memory.device)
-        return there.set_(
-            memory.untyped_storage(), item.storage_offset(), item.shape, item.stride()
-        )
-
-
-#: Subclasses may keep their data elsewhere.
-_PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    """Tell whether a tensor is its storage, type, shape and strides, and no more."""
-    return (
-        type(tensor) in _PLAIN
-        and tensor.layout is torch.strided
-        and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
-    )
+        return in_storage(memory.untyped_storage(), item)
 
 
 def _is_hosted(tensor: torch.Tensor, card: Card) -> bool:
-    return _is_plain(tensor) and card.host_view(tensor) is not None
+    return is_plain(tensor) and card.host_view(tensor) is not None
 
 
 def _storages(tensors: Iterable[torch.Tensor]) -> list[torch.UntypedStorage]:
