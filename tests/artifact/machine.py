@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch.utils import _pytree as pytree
 
 from singlecard.artifact import captured, loading
 from singlecard.artifact.exporting import ExportReport, export
@@ -20,6 +19,7 @@ from singlecard.partition import Segment
 from singlecard.runtime.binding import Binding
 from singlecard.runtime.runners import reference_runner
 from singlecard.session import Session
+from tests.backend.harness import equal
 
 NETWORKS: dict[str, Lowered] = {}
 
@@ -78,16 +78,8 @@ class Machine:
 
 
 def same(got: Any, want: Any, tolerance: float = 1e-4) -> None:
-    """Compare nests: structure, classes, types, shapes, values."""
-    got_leaves, got_spec = pytree.tree_flatten(got)
-    want_leaves, want_spec = pytree.tree_flatten(want)
-    assert got_spec == want_spec
-    for a, b in zip(got_leaves, want_leaves, strict=True):
-        assert type(a) is type(b)
-        if isinstance(b, torch.Tensor):
-            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
-        else:
-            assert a == b
+    """Compare nests, as those of torch.compile are compared."""
+    equal(got, want, tolerance)
 
 
 def memory(tensor: torch.Tensor) -> int:
