@@ -38,6 +38,7 @@ _SEAL = re.compile(
 #: length of all), and 24 bytes for each section (name, place, length). 575 plans built here had
 #: these two sections and no other; each of ``plugins_to_serialize`` is a section ``NGLP``.
 _HEADER, _SECTION, _MAGIC = 64, 24, b"vtrt\0\0\0\0"
+_COUNTS = struct.Struct("<8sQQ")
 _SECTIONS = {b"NGNE\0\0\0\0", b"THGW\0\0\0\0"}
 _LIBRARY = b"NGLP\0\0\0\0"
 _MOST_SECTIONS = 64
@@ -179,6 +180,13 @@ def is_of_rtx(head: bytes) -> bool:
     return len(head) >= _HEADER and head.startswith(_MAGIC)
 
 
+def stated_length(head: bytes) -> int | None:
+    """Return the bytes that a plan of TensorRT-RTX says it has; None of another beginning."""
+    if len(head) < _COUNTS.size or not head.startswith(_MAGIC):
+        return None
+    return int(_COUNTS.unpack_from(head)[2])
+
+
 def check_head(head: bytes, size: int) -> None:
     """Do what `check_plan` does, by the first `HEAD` bytes of a plan and its size.
 
@@ -187,7 +195,7 @@ def check_head(head: bytes, size: int) -> None:
     """
     if not is_of_rtx(head):
         raise Refused("code", "is no plan of TensorRT-RTX, so what it carries is not known")
-    count, length = struct.unpack_from("<QQ", head, len(_MAGIC))
+    _, count, length = _COUNTS.unpack_from(head)
     if length != size:
         raise Refused("code", f"says that it has {length} bytes, and has {size}")
     places = (_HEADER + _SECTION * at for at in range(min(count, _MOST_SECTIONS)))

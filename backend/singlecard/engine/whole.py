@@ -7,11 +7,9 @@ so on stderr, and the builder goes on and ends well: the file then lacks that pi
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
-#: What a plan of TensorRT-RTX begins with: a magic word, the number of sections, the length of all.
-_HEADER, _MAGIC = struct.Struct("<8sQQ"), b"vtrt\0\0\0\0"
+from singlecard.engine.signing import HEAD, stated_length
 
 
 def missing_bytes(plan: Path, weights: int) -> int:
@@ -24,9 +22,7 @@ def missing_bytes(plan: Path, weights: int) -> int:
     """
     size = plan.stat().st_size
     with plan.open("rb") as file:
-        head = file.read(_HEADER.size)
-    if len(head) == _HEADER.size:
-        magic, _, length = _HEADER.unpack(head)
-        if magic == _MAGIC:
-            return int(abs(length - size))
+        length = stated_length(file.read(HEAD))
+    if length is not None:
+        return abs(length - size)
     return max(weights - size, int(size == 0))
