@@ -149,7 +149,14 @@ def compiled(model: nn.Module, table: CalibrationTable, **more: Any) -> Callable
     call: Callable[..., Tensor] = torch.compile(
         model, backend="singlecard", options=options, **more
     )
-    return call
+
+    def evaluate(*args: Any, **kwargs: Any) -> Tensor:
+        before = singlecard.counters().evaluations
+        answer = call(*args, **kwargs)
+        assert singlecard.counters().evaluations > before, "PyTorch answered for the network"
+        return answer
+
+    return evaluate
 
 
 def plan_figures(

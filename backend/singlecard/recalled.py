@@ -24,6 +24,7 @@ from singlecard.engine.cache import Entry
 from singlecard.engine.memory import recall, remember
 from singlecard.errors import RuntimeFailure
 from singlecard.observe import events
+from singlecard.observe.counters import count_one
 from singlecard.observe.topics import topic
 from singlecard.recipe import Recipe, recipe_digest, recipe_from_plain, recipe_to_plain
 from singlecard.runtime.engine import EngineRunner, settings_of
@@ -71,8 +72,11 @@ class Recall:
         self._guards = Guards()
 
     def find(self, capture: Capture) -> Callable[..., Any] | None:
-        """Return what runs the graph, or None where it is not known or an engine is missing."""
-        if self.digest is None:
+        """Return what runs the graph, or None where it is not known or an engine is missing.
+
+        The reference evaluates networks, which are no part of a recipe: it takes the long way.
+        """
+        if self.digest is None or self.session.execution == "reference":
             return None
         with self.session.timed("recall"):
             try:
@@ -83,7 +87,7 @@ class Recall:
             if entry is None:
                 return None
             events.record_hit(recipe.digest, entry.size)
-            if self.session.execution != "engine":
+            if self.session.execution == "eager":
                 return self.module.forward  # which the caller does not run
             recalled = Recalled(recipe, entry, self, capture)
             return recalled if self._weights.are_current(self.examples) else None
@@ -163,7 +167,9 @@ class Recalled:
                 if str(error) not in self._told:
                     self._told.add(str(error))
                     log.warning("%s: this graph runs in PyTorch", error)
-                return self._in_pytorch(*args)
+                answer = self._in_pytorch(*args)
+                count_one("fallback_calls")
+                return answer
             if results is not None:
                 for place, argument in self._passed:
                     results[place] = args[argument]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+import singlecard
 from singlecard.backend import compile_graph, compile_in
 from singlecard.options import Options
 from singlecard.session import Session
@@ -75,4 +76,8 @@ def equal(got: Any, want: Any, tolerance: float = 1e-5) -> None:
 
 @torch.no_grad()
 def check(model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    equal(Compiled(model)(*args, **kwargs), model(*args, **kwargs))
+    """Compare with eager PyTorch what a network answers."""
+    before = singlecard.counters()
+    got = Compiled(model)(*args, **kwargs)
+    assert (singlecard.counters() - before).evaluations, "all of it ran in PyTorch"
+    equal(got, model(*args, **kwargs))

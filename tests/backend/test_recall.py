@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+import singlecard
 from singlecard import recalled
 from singlecard.capture.fingerprint import fingerprint
 from singlecard.errors import RuntimeFailure
+from tests.backend.harness import Compiled
 from tests.backend.machine import Evaluated, Machine
 
 
@@ -302,3 +305,20 @@ def test_what_cannot_be_compared_has_no_fingerprint() -> None:
     assert fingerprint(fx.GraphModule({}, graph), [torch.ones(2)]) is not None
     assert fingerprint(fx.GraphModule({}, graph), [nn.Parameter(torch.ones(2))]) is not None
     assert fingerprint(fx.GraphModule({}, graph), [torch.ones(2).to_sparse()]) is None
+
+
+def test_the_reference_evaluates_with_a_full_cache_as_with_an_empty_one(tmp_path: Path) -> None:
+    """Eager PyTorch compared with itself agrees, whatever is wrong with the network."""
+    model, answers = Net().eval(), []
+    options = {"cache_dir": tmp_path, "targets": "sm89", "precision": "fp16"}
+    with torch.no_grad():
+        for starts in (1, 2):
+            call = Compiled(model, **options)
+            before = singlecard.counters()
+            answers.append(call(X)[0])
+            counted = singlecard.counters() - before
+            assert (counted.builds, counted.hits) == ((1, 0) if starts == 1 else (0, 1))
+            assert counted.evaluations == 1
+            call(X)
+            assert (singlecard.counters() - before).evaluations == 2
+        assert torch.equal(*answers) and not torch.equal(answers[0], model(X)[0])

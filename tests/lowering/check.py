@@ -16,6 +16,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+import singlecard
 from singlecard.backend import compile_in
 from singlecard.capture.aot import capture
 from singlecard.options import Options
@@ -80,8 +81,11 @@ def run(function: Callable[..., Any], *inputs: torch.Tensor, build: bool = False
     graph.output(graph.call_function(flat, places))
     session = Session(Options.parse({"cache_dir": _cache()}), "reference", build)
     compiled = capture(fx.GraphModule({}, graph), _copies(inputs), session.compile)
+    before = singlecard.counters().evaluations
     got = pytree.tree_unflatten(list(compiled(*_copies(inputs))), structure[0])
     (result,) = session.graphs
+    networks = sum(segment.lowered for segment in result.partition.segments)  # type: ignore[union-attr]
+    assert singlecard.counters().evaluations == before + networks, "PyTorch answered for a network"
     return Checked(result, compare(got, function(*_copies(inputs))))
 
 
@@ -119,7 +123,9 @@ def check_sizes(
                 for axis, extents in enumerate(zip(*alike, strict=True)):
                     if len(set(extents)) > 1:
                         torch._dynamo.mark_dynamic(x, axis, min=min(extents), max=max(extents))
+        before = singlecard.counters().evaluations
         comparison = compare(compiled(*inputs), function(*inputs))
+        assert singlecard.counters().evaluations > before, "all of it ran in PyTorch"
         assert comparison.mismatch is None, f"{lists}: {comparison.mismatch}"
         assert comparison.max_rel_error <= 1e-5, f"{lists}: {comparison}"
     (graph,) = session.graphs  # more than one: a size was baked in

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from singlecard.capture.aot import capture
 from singlecard.errors import CaptureError
 from singlecard.network.building import build_plan
+from singlecard.observe import counters
 from singlecard.options import Options
 from singlecard.session import Session
 from tests.ops.tolerances import difference
@@ -132,6 +133,7 @@ def run_call(
     if _is_random(eager, tensors, expected):
         return Outcome(RANDOM, "eager PyTorch answers differently each time")
     session = Session(Options(min_block_size=1), "reference", build=False)
+    before = counters().evaluations
     try:
         compiled = capture(module, copies(tensors), _compiler(session, build))
         outputs = compiled(*inputs)
@@ -153,6 +155,8 @@ def run_call(
         return Outcome(EMPTY, fallback[0].reason)
     if fallback:
         return Outcome(EAGER, fallback[0].reason)
+    if any(graph.lowered_ops for graph in session.graphs) and counters().evaluations == before:
+        return Outcome(RAISED, "PyTorch answered for the network")
     return Outcome(LOWERED)
 
 

@@ -25,6 +25,10 @@ class Counters:
         build_seconds: time that TensorRT took for them, all together.
         background_builds: how many of them were built behind running calls.
         build_failures: networks that TensorRT refused to build.
+        engine_calls: parts of a model that an engine answered.
+        evaluations: networks that the reference evaluated instead of an engine.
+        fallback_calls: those that PyTorch answered in its place: the call was out of the engine's
+            range, or something failed.
         bytes_read: size of the plans that were found.
         bytes_written: size of the plans that were stored.
         remote_hits: engines fetched from the shared cache.
@@ -45,6 +49,9 @@ class Counters:
     build_seconds: float = 0.0
     background_builds: int = 0
     build_failures: int = 0
+    engine_calls: int = 0
+    evaluations: int = 0
+    fallback_calls: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
     remote_hits: int = 0
@@ -82,7 +89,7 @@ class _State:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.counts = Counters()
+        self.counts = Counters().to_dict()
 
     def renew_lock(self) -> None:
         self.lock = threading.Lock()
@@ -106,15 +113,20 @@ def counters(*, reset: bool = False) -> Counters:
         0
     """
     with _state.lock:
-        snapshot = _state.counts
+        snapshot = Counters(**_state.counts)  # type: ignore[arg-type]
         if reset:
-            _state.counts = Counters()
+            _state.counts = Counters().to_dict()
     return snapshot
 
 
 def count(**amounts: int | float) -> None:
     """Add to counters, by name."""
     with _state.lock:
-        held = _state.counts
-        changed = {name: getattr(held, name) + amount for name, amount in amounts.items()}
-        _state.counts = dataclasses.replace(held, **changed)
+        for name, amount in amounts.items():
+            _state.counts[name] += amount
+
+
+def count_one(name: str) -> None:
+    """Add one to a counter, in a small part of a microsecond: each call of an engine does it."""
+    with _state.lock:
+        _state.counts[name] += 1

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from singlecard.errors import EvaluationError
 from singlecard.network.inspect import NetworkView, TensorView, view_network
+from singlecard.observe.counters import count_one
 from singlecard.reference.execution import Execution
 from singlecard.reference.types import TORCH_DTYPES
 
@@ -47,6 +48,7 @@ def evaluate(
     values = {tensor.index: _feed(tensor, feeds, device) for tensor in view.inputs}
     with _declared_types_only(device):
         results = Execution(view, values, device).run()
+    count_one("evaluations")
     # Copied, since a result may be a feed, a constant of the network, or a part of another result.
     return {
         output.name: result.clone(memory_format=torch.contiguous_format)

@@ -14,6 +14,7 @@ from singlecard.network.card import Card, card_of
 from singlecard.network.executing import LoadedEngine, Plan, plan_size
 from singlecard.network.flavour import flavour_version
 from singlecard.network.runtime_settings import RuntimeSettings
+from singlecard.observe.counters import count_one
 from singlecard.options import Options
 from singlecard.runtime.arena import arena_of
 from singlecard.runtime.binding import Binding, tensors_of
@@ -88,7 +89,9 @@ class EngineRunner:
         engine = self._loaded.get(device)
         if engine is None:
             engine = self._load(device)
-        return engine(tensors)
+        results = engine(tensors)
+        count_one("engine_calls")
+        return results
 
     def _load(self, device: torch.device) -> _Runs:
         with self._lock:

@@ -7,6 +7,7 @@ from typing import Any
 
 from singlecard.errors import RuntimeFailure
 from singlecard.lowering.lower import Profile
+from singlecard.observe.counters import count_one
 from singlecard.observe.topics import topic
 from singlecard.runtime.binding import Binding
 from singlecard.runtime.runners import Runner
@@ -43,7 +44,9 @@ def in_range(run: Runner, binding: Binding, instead: Runner | None) -> Runner:
         if kind not in told:
             told.add(kind)
             log.warning("%s: this part runs in PyTorch", reason)
-        return instead(values)
+        results = instead(values)
+        count_one("fallback_calls")
+        return results
 
     def call(values: Sequence[Any]) -> Sequence[Any]:
         try:

@@ -15,6 +15,7 @@ import torch
 from singlecard.errors import OptionError, RuntimeFailure
 from singlecard.network.executing import Plan
 from singlecard.network.flavour import CHOICE, flavour_name, flavour_version
+from singlecard.observe.counters import count_one
 from singlecard.partition import Segment
 from singlecard.runtime.binding import Binding, tensors_of
 
@@ -121,6 +122,7 @@ class TorchTensorRTRunner:
         tensors = self._tensors(values)
         module = self.module(tensors[0].device if tensors else self.device)
         results = module(*(tensor.contiguous() for tensor in tensors))
+        count_one("engine_calls")
         return [results] if isinstance(results, torch.Tensor) else list(results)
 
     def module(self, device: torch.device) -> torch.nn.Module:
