@@ -40,8 +40,8 @@ NOT_CAPTURED = (
 
 LOWERED, EAGER, WRONG, RAISED = "lowered", "eager", "wrong", "raised"
 
-#: States that do not count: there is nothing to compare with, or nothing to compute.
-RANDOM, EMPTY = "random", "empty"
+#: A state that does not count: there is nothing to compare with.
+RANDOM = "random"
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,6 @@ def run_call(
     for item in fallback:
         if "please report this" in item.reason:  # a defect of a converter, caught by the session
             return Outcome(RAISED, item.reason)
-    if fallback and all("meets an empty tensor" in item.reason for item in fallback):
-        return Outcome(EMPTY, fallback[0].reason)
     if fallback:
         return Outcome(EAGER, fallback[0].reason)
     if any(graph.lowered_ops for graph in session.graphs) and counters().evaluations == before:

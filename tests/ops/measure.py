@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tests.ops.harness import EAGER, EMPTY, LOWERED, RAISED, WRONG, Outcome, run_call
+from tests.ops.harness import EAGER, LOWERED, RAISED, RANDOM, WRONG, Outcome, run_call
 from tests.ops.samples import samples_of
 
 PARTLY = "partly"
@@ -30,7 +30,7 @@ class Measured:
                 return bad
         if EAGER in states:
             return PARTLY if LOWERED in states else EAGER
-        return LOWERED if LOWERED in states else next(iter(states), EMPTY)
+        return LOWERED if LOWERED in states else next(iter(states), RANDOM)
 
     @property
     def reason(self) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from tests.ops import tolerances
-from tests.ops.harness import EAGER, EMPTY, LOWERED, RAISED, RANDOM, WRONG
+from tests.ops.harness import EAGER, LOWERED, RAISED, RANDOM, WRONG
 from tests.ops.measure import PARTLY, measure
 from tests.ops.record import Table, type_name, write_record
 from tests.ops.relevant import DTYPES, all_ops, dtypes_of, exclusion, relevant_ops
@@ -63,7 +63,7 @@ def _head(table: Table) -> Iterator[str]:
     yield "| --- |" + " ---: |" * (len(STATES) + 2)
     for dtype in DTYPES:
         counts = Counter(row[dtype].state for row in table.values() if dtype in row)
-        total = counts.total() - counts[RANDOM] - counts[EMPTY]
+        total = counts.total() - counts[RANDOM]
         share = f"{counts[LOWERED] / max(total, 1):.1%}"
         cells = [str(counts[state]) for state in STATES]
         yield f"| {type_name(dtype)} | " + " | ".join(cells) + f" | {total} | {share} |"
@@ -91,9 +91,8 @@ def _excluded() -> Iterator[str]:
     yield "## Left out of the count"
     yield ""
     yield (
-        "An inference backend is not measured on these. Samples that need tensors of no elements, "
-        "or draw random numbers, must be right and do not count either; an op that has no others "
-        "is `empty` or `random`."
+        "An inference backend is not measured on these. Samples that draw random numbers "
+        "must be right and do not count either; an op that has no others is `random`."
     )
     yield ""
     reasons: dict[str, list[str]] = {}

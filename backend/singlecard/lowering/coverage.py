@@ -36,7 +36,7 @@ def _lines(declared: Iterable[Declaration]) -> Iterator[str]:
     )
     yield ""
     types = ", ".join(type_name(dtype) for dtype in CARRIED)
-    yield f"For every op: dense tensors with at least one element, of types {types}."
+    yield f"For every op: dense tensors of types {types}."
     for family, members in groupby(declared, key=lambda item: item.family):
         yield ""
         yield f"## {family}"

@@ -75,9 +75,18 @@ def _general_refusal(call: Call) -> str | None:
             return f"{call.op} meets {type_name(value.dtype)}, which TensorRT does not compute with"
         if value.layout is not torch.strided:
             return f"{call.op} meets a {str(value.layout).removeprefix('torch.')} tensor"
-        if any(isinstance(size, int) and size == 0 for size in value.shape):
-            return f"{call.op} meets an empty tensor of shape {list(value.shape)}"
+        if _varies_without_elements(value):
+            return f"{call.op} meets a tensor of shape {list(value.shape)}, which has no elements"
     return _device_refusal(call, results)
+
+
+def _varies_without_elements(value: torch.Tensor) -> bool:
+    """Tell whether a tensor is empty whatever its other extents are, one of which is not known.
+
+    Where all are known, `singlecard.passes.known` makes a constant of it.
+    """
+    known = [size for size in value.shape if isinstance(size, int)]
+    return 0 in known and len(known) < value.ndim
 
 
 def _device_refusal(call: Call, results: object) -> str | None:

@@ -18,6 +18,12 @@ from singlecard.passes.constants import fold_constants
 from singlecard.passes.dynamic_quantization import note_dynamic
 from singlecard.passes.grouped_product import name_grouped_product
 from singlecard.passes.grouped_query import share_key_heads
+from singlecard.passes.known import (
+    drop_empty_product,
+    drop_empty_write,
+    name_empty,
+    name_fill,
+)
 from singlecard.passes.linear import unflatten_product
 from singlecard.passes.neutral import drop_neutral, drop_zero_bias
 from singlecard.passes.noop import drop_copy, drop_identity, merge_views
@@ -42,6 +48,9 @@ __all__ = ["FIRST", "SECOND", "simplify"]
 
 #: Rules that name and join what PyTorch took apart.
 FIRST: tuple[Rule, ...] = (
+    drop_empty_write,
+    drop_empty_product,
+    name_fill,
     drop_copy,
     lift_dequantize,
     name_dequantize,
@@ -81,6 +90,7 @@ SECOND: tuple[Rule, ...] = (
 def simplify(program: Program) -> Program:
     """Run every pass, in place, and return the Program."""
     program.graph.eliminate_dead_code()
+    name_empty(program)
     apply_rules(program, FIRST)
     fold_constants(program)
     apply_rules(program, SECOND)

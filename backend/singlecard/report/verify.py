@@ -115,7 +115,9 @@ class Compiled:
 
     @property
     def coverage(self) -> float:
-        return self.lowered_ops / self.ops if self.ops else 0.0
+        if not self.ops:  # nothing is left to PyTorch, unless Dynamo kept it from coming here
+            return float(not self.fallback)
+        return self.lowered_ops / self.ops
 
 
 def compile_model(
