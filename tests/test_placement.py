@@ -115,6 +115,27 @@ def test_is_never_slower_than_fp16() -> None:
         assert all(item.reason for item in result.decisions)
 
 
+@pytest.mark.parametrize("trials", [0, 1, 2, 3, 5, 8])
+@pytest.mark.parametrize("arithmetic", ["Int8", "Half"])
+def test_no_more_plans_are_built_than_the_limit_says(trials: int, arithmetic: str) -> None:
+    """Each takes seconds to minutes: a limit that is passed once is no limit for a large model."""
+    names = "abcdefghij"
+    sizes = {name: (8_000_000 + 300_000 * at, 1, arithmetic) for at, name in enumerate(names)}
+    result, plans = placed(sizes, trials)
+    assert len(plans.built) == result.trials <= trials
+    assert result.after is None or not result.after.is_slower_than(result.before)
+    assert bool(result.assignment) == (trials >= 2 and arithmetic == "Int8")
+    assert all(item.reason for item in result.decisions if item.taken == "fp16")
+
+
+def test_no_plan_is_built_twice() -> None:
+    """The plan that was found best was built once more to look for simulated arithmetic."""
+    names = {"a": (5_000_000, 1, "Int8"), "b": (11_000_000, 3, "Int8"), "c": (9_000_000, 1, "Half")}
+    _, plans = placed(names)
+    built = [tuple(sorted(assignment)) for assignment in plans.built]
+    assert len(built) == len(set(built))
+
+
 def test_layers_that_repeat_are_decided_together() -> None:
     """A model of a hundred layers must not build a hundred times as many plans."""
     layers = {f"layers.{at}.{name}": (5_000_000, 1, "Int8") for at in range(50) for name in "ab"}

@@ -144,12 +144,15 @@ class Choosing:
             return Placement(tuple(decisions))
 
         def build(assignment: Mapping[str, str]) -> list[PlanReport] | None:
+            trial = program.copy()
             try:
-                networks = self._networks(program.copy(), assignment, spans)
+                networks = self._networks(trial, assignment, spans)
                 return [trial_report(lowered, self.settings, cache) for lowered in networks]
             except (BuildError, LoweringError) as error:
-                topic("placement").debug("a trial does not build: %s", error)
+                topic("placement").debug("a trial does not build: %s", str(error))
                 return None
+            finally:
+                trial.discard()
 
         with self.timed("placement"):
             cache = self.cache

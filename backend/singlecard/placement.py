@@ -23,7 +23,7 @@ from torch import fx
 
 from singlecard.engine.cards import Card
 from singlecard.engine.cost import Cost, cost_of
-from singlecard.engine.plan_report import PlanReport
+from singlecard.engine.plan_report import Kernel, PlanReport
 from singlecard.precision.points import Point
 from singlecard.precision.quantize import ROUNDING, read_rounded, refusal
 from singlecard.precision.table import CalibrationTable
@@ -191,6 +191,21 @@ def place(
     return _Search(points, candidates, build, cards, trials).run()
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """What the plans of an assignment say.
+
+    Attributes:
+        builds: whether they build.
+        cost: None where they do not build, or nobody knows it.
+        simulated: groups whose products are computed in a wider type, with that type.
+    """
+
+    builds: bool
+    cost: Cost | None
+    simulated: Mapping[str, str]
+
+
 class _Search:
     def __init__(
         self,
@@ -202,8 +217,7 @@ class _Search:
     ) -> None:
         self.points = {point.name: point for point in points}
         self.candidates, self.build, self.cards = candidates, build, cards
-        self.left = trials
-        self.built = 0
+        self.most = trials
         self.groups: dict[str, list[str]] = {}
         for point in points:
             if point.name in candidates:
@@ -211,12 +225,18 @@ class _Search:
         self.reasons: dict[str, str] = {}
         self.base: Cost | None = None
         self.unread = False
+        #: What was built, by assignment: no plan is built twice, and none is kept.
+        self.tried: dict[frozenset[tuple[str, str]], _Trial] = {}
 
     def run(self) -> Placement:
         chosen = frozenset(self.groups)
-        best = self.cost(chosen) if chosen else None
+        best = self.cost(chosen) if chosen and self.can_try(chosen) else None
         if self.unread:  # no other plan would be known either: none is built
             return self.placement(chosen, None)
+        if not self.can_try(frozenset()):
+            for group in chosen:
+                self.note(group, _not_tried(self.most))
+            return self.placement(frozenset(), None)
         self.base = self.cost(frozenset())
         if self.unread:
             for group in chosen:
@@ -231,8 +251,9 @@ class _Search:
             if improved is not None:
                 chosen, best = improved
                 continue
-            simulated = self.simulated(chosen) if best is not None else {}
-            if not simulated:
+            found = self.trial(chosen).simulated  # of a choice that led to the same assignment
+            simulated = {group: found[group] for group in chosen & found.keys()}
+            if not simulated or not self.can_try(chosen - simulated.keys()):
                 break
             for group, arithmetic in simulated.items():
                 self.note(group, f"it would be simulated: the plan multiplies in {arithmetic}")
@@ -250,7 +271,7 @@ class _Search:
             Decision(name, asked, taken.get(name, "fp16"), self.reason(name, taken))
             for name, asked in self.candidates.items()
         )
-        return Placement(decisions, self.base, cost, self.built)
+        return Placement(decisions, self.base, cost, len(self.tried))
 
     def reason(self, name: str, taken: Mapping[str, str]) -> str:
         if name in taken and self.unread:
@@ -266,7 +287,7 @@ class _Search:
         now = float("inf") if best is None else best.against(base)
         gains: dict[str, tuple[float, Cost]] = {}
         for group in sorted(chosen):
-            if not self.left:
+            if not self.can_try(chosen - {group}):
                 break
             cost = self.cost(chosen - {group})
             if cost is not None and cost.against(base) < now:
@@ -275,7 +296,7 @@ class _Search:
             return None
         first = min(gains, key=lambda group: gains[group][0])
         out, cost = {first}, gains[first][1]
-        if len(gains) > 1 and self.left:
+        if len(gains) > 1 and self.can_try(chosen - gains.keys()):
             together = self.cost(chosen - gains.keys())
             if together is not None and together.against(base) <= gains[first][0]:
                 out, cost = set(gains), together
@@ -304,37 +325,57 @@ class _Search:
 
     def cost(self, chosen: frozenset[str]) -> Cost | None:
         """Return what a choice costs; None where it does not build, or nobody knows (`unread`)."""
-        reports = self.reports(chosen)
-        cost = None if reports is None else cost_of(reports, self.cards)
-        self.unread = self.unread or (reports is not None and cost is None)
-        return cost
+        tried = self.trial(chosen)
+        self.unread = self.unread or (tried.builds and tried.cost is None)
+        return tried.cost
 
-    def reports(self, chosen: frozenset[str]) -> Sequence[PlanReport] | None:
-        self.left -= 1
-        self.built += 1
-        return self.build(self.assignment(chosen))
+    def can_try(self, chosen: frozenset[str]) -> bool:
+        """Tell whether what a choice costs is known, or may still be built."""
+        key = frozenset(self.assignment(chosen).items())
+        return key in self.tried or len(self.tried) < self.most
 
-    def simulated(self, chosen: frozenset[str]) -> dict[str, str]:
-        """Return groups whose products the plan computes in a wider type, with that type."""
-        asked = {group for group in chosen if self.precision(group) in ("int8", "fp8")}
-        reports = self.reports(chosen) if asked else None
+    def trial(self, chosen: frozenset[str]) -> _Trial:
+        """Build the plans of a choice, if they were not built before: the one place that builds."""
+        assignment = self.assignment(chosen)
+        key = frozenset(assignment.items())
+        if key not in self.tried:
+            reports = self.build(assignment)
+            if reports is None:
+                self.tried[key] = _Trial(False, None, {})
+            else:
+                cost = cost_of(reports, self.cards)
+                self.tried[key] = _Trial(True, cost, self.simulated(chosen, reports))
+        return self.tried[key]
+
+    def simulated(self, chosen: frozenset[str], reports: Sequence[PlanReport]) -> dict[str, str]:
+        """Return groups whose products the plans compute in a wider type, with that type."""
+        multiplying = [
+            kernel for report in reports for kernel in report.kernels or () if kernel.arithmetic
+        ]
+        by_module: dict[str, list[Kernel]] = {}
+        for kernel in multiplying:
+            for path in dict.fromkeys(kernel.modules):
+                by_module.setdefault(path, []).append(kernel)
         found: dict[str, str] = {}
-        for group in asked if reports is not None else ():
+        for group in sorted(chosen):
+            if self.precision(group) not in ("int8", "fp8"):
+                continue
             for name in self.groups[group]:
                 path, _, op = name.partition(":")
                 path, op = "" if path == "model" else path, op.partition(".")[0]
                 words = _WORDS.get(op, (op,))
                 types = {
                     kernel.arithmetic
-                    for report in reports or ()
-                    for kernel in report.kernels or ()
-                    if kernel.arithmetic
-                    and path in kernel.modules
-                    and any(word in made for made in kernel.ops for word in words)
+                    for kernel in by_module.get(path, ())
+                    if any(word in made for made in kernel.ops for word in words)
                 }
                 if types and not types & _REAL:
                     found[group] = " and ".join(sorted(map(str, types)))
         return found
+
+
+def _not_tried(trials: int) -> str:
+    return f"not quantized: a comparison takes two plans, and {trials} may be built"
 
 
 def _slower(cost: Cost | None, base: Cost) -> str:

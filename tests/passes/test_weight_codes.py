@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from singlecard.capture.program import Program
 from singlecard.capture.quantized import dequantize
 from singlecard.passes import simplify
+from singlecard.passes.weight_codes import constant_value
 from tests.graphs import answers, fired, program_of, targets
 
 
@@ -53,6 +55,32 @@ def in_groups(module: Any, x: torch.Tensor) -> torch.Tensor:
     rows, groups = module.scale.shape
     wide = module.codes.view(rows, groups, -1).float() - module.zero.view(rows, groups, 1).float()
     return F.linear(x, (wide * module.scale.view(rows, groups, 1)).view(rows, -1), module.bias)
+
+
+class Tower(nn.Module):
+    """Additions of what lies before them to something made of it: 2^40 ways lead down."""
+
+    def __init__(self, constant: bool) -> None:
+        super().__init__()
+        self.register_buffer("start", torch.ones(3))
+        self.constant = constant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        value = self.start if self.constant else x
+        for _ in range(40):
+            value = value + value.neg() * 0.5
+        return value + x
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_residual_additions_are_looked_through_once(constant: bool) -> None:
+    """INT8 of ResNets and of language models did not end."""
+    program = program_of(Tower(constant), torch.ones(3))
+    last = list(program.calls())[-2]
+    found = constant_value(program, last)
+    assert (found is not None) == constant
+    if found is not None:
+        assert torch.equal(found, torch.full((3,), 0.5**40))
 
 
 def test_groups_become_blocks() -> None:

@@ -39,6 +39,8 @@ class Program:
             place; None where it does more around a call than that.
         spill: where constants are put that are made of the frozen ones; None: in memory.
         again: captures the same graph with the same weights once more; None where that cannot be.
+        constness: of nodes that were asked about, whether they follow from constants alone.
+            Rewrites keep values, and so keep this.
     """
 
     module: fx.GraphModule
@@ -50,6 +52,7 @@ class Program:
     passed: tuple[tuple[int, int], ...] | None = None
     spill: Spill | None = None
     again: Callable[[], Program] | None = None
+    constness: dict[fx.Node, bool] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def graph(self) -> fx.Graph:
@@ -102,6 +105,19 @@ class Program:
         """Forget the values of all constants: what holds them needs them no more."""
         for name, value in list(self.module.named_buffers(remove_duplicate=False)):
             self.module.register_buffer(name, value.to("meta"))
+
+    def discard(self) -> None:
+        """Free all that this Program alone holds; it is of no use any more.
+
+        A graph and its nodes hold one another, so that it would wait for Python's collector, and
+        constants with it.
+        """
+        self.constness.clear()
+        self.module._buffers.clear()
+        for node in reversed(self.graph.nodes):
+            node.meta.clear()
+            node.args, node.kwargs = (), {}
+            self.graph.erase_node(node)
 
     def follow_weights(self) -> None:
         """Hold the weights themselves where constants are weights: where they go, these go too."""

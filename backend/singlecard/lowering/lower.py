@@ -122,11 +122,15 @@ def lower(
         if isinstance(node.meta["val"], torch.SymInt):
             make = functools.partial(_extent, net, sizes, profiles, extents, place, node)
             sizes.given.setdefault(expression(node.meta["val"]), make)
-    for node in segment.nodes:
-        try:
-            _lower_node(net, program, sizes, node, values)
-        except LoweringError as error:
-            raise NodeRefused(node, str(error)) from error
+    try:
+        for node in segment.nodes:
+            try:
+                _lower_node(net, program, sizes, node, values)
+            except LoweringError as error:
+                raise NodeRefused(node, str(error)) from error
+    finally:  # no collector may come by for long: a network goes when nobody holds it
+        net.forget_op()
+        sizes.given.clear()
     outputs = tuple(segment.outputs)
     for index, node in enumerate(outputs):
         with net.scope(f"{module_path(node)}/output"):

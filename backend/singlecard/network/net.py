@@ -21,3 +21,7 @@ class Net(Quantizing):
     result: Any = None
     used: frozenset[int] = frozenset()
     size_of: Callable[[Any], Size] = int
+
+    def forget_op(self) -> None:
+        """Let go of the op that was lowered last: sizes know the network that knows them."""
+        self.given, self.result, self.used, self.size_of = {}, None, frozenset(), int

@@ -6,6 +6,7 @@ to the tensors that they hold. Folded, a weight of 8 or 4 bits would be 32 bits 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,28 +29,67 @@ def constant_value(program: Program, node: Any) -> torch.Tensor | None:
     """Return the value of a node that follows from constants alone, or None."""
     if isinstance(node, (int, float)):
         return torch.tensor(node)
-    if not isinstance(node, fx.Node):
+    if not isinstance(node, fx.Node) or not _is_constant(program, node):
         return None
-    if node.op == "get_attr":
-        value = program.constant(node)
-        return None if value is None else value.detach().to("cpu")
-    target: Any = node.target
-    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
-        return None
-    if torch.Tag.nondeterministic_seeded in target.tags or not node.all_input_nodes:
-        return None
-    if not isinstance(node.meta.get("val"), torch.Tensor):
-        return None
-    found = {arg: constant_value(program, arg) for arg in node.all_input_nodes}
-    if any(value is None for value in found.values()):
-        return None
+    found: dict[fx.Node, torch.Tensor] = {}
+    waiting = [node]
+    while waiting:
+        missing = [arg for arg in waiting[-1].all_input_nodes if arg not in found]
+        if missing:
+            waiting += missing
+            continue
+        item = waiting.pop()
+        if item not in found:
+            found[item] = _computed(program, item, found)
+    return found[node]
+
+
+def _computed(
+    program: Program, node: fx.Node, found: Mapping[fx.Node, torch.Tensor]
+) -> torch.Tensor:
+    value = program.constant(node)
+    if value is not None:
+        return value.detach().to("cpu")
+    target: Any = aten.reshape.default if node.target in _VIEWS else node.target
     args, kwargs = fx.map_arg((node.args, node.kwargs), found.__getitem__)
     kwargs = {**kwargs, "device": torch.device("cpu")} if kwargs.get("device") else kwargs
     with torch.no_grad():
-        result: torch.Tensor = (aten.reshape.default if target in _VIEWS else target)(
-            *args, **kwargs
-        )
+        result: torch.Tensor = target(*args, **kwargs)
     return result
+
+
+def _is_constant(program: Program, node: fx.Node) -> bool:
+    """Tell whether a node follows from constants alone.
+
+    Each node is looked into once for all that ask, and not by recursion: residual additions reach
+    what lies before them by 2^n ways, and a deep model is deeper than Python's stack.
+    """
+    known = program.constness
+    waiting = [node]
+    while waiting:
+        item = waiting[-1]
+        if item in known:
+            waiting.pop()
+            continue
+        args = item.all_input_nodes if _is_computed(item) else []
+        if not args or any(known.get(arg) is False for arg in args):
+            known[item] = item.op == "get_attr"
+        elif missing := next((arg for arg in args if arg not in known), None):
+            waiting.append(missing)
+        else:
+            known[item] = True
+    return known[node]
+
+
+def _is_computed(node: fx.Node) -> bool:
+    """Tell whether a node has the same value whenever it is computed of the same inputs."""
+    target = node.target
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and not target._schema.is_mutable
+        and torch.Tag.nondeterministic_seeded not in target.tags
+        and isinstance(node.meta.get("val"), torch.Tensor)
+    )
 
 
 def add_dequantize(

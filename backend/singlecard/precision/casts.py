@@ -237,14 +237,6 @@ class _Lowering:
 
     def retype(self, node: fx.Node) -> None:
         """Declare what a node that now computes in the low precision returns."""
-
-        def low(value: Any) -> Any:
-            if isinstance(value, torch.Tensor):
-                return value.to(self.dtype) if value.dtype == torch.float32 else value
-            if isinstance(value, (list, tuple)):
-                return type(value)(low(item) for item in value)
-            return value
-
         before = node.meta["val"]
         if isinstance(before, torch.Tensor) and before.dtype == torch.float32:
             node.meta["declared_dtype"] = torch.float32
@@ -252,7 +244,14 @@ class _Lowering:
             node.kwargs = {**node.kwargs, "dtype": self.dtype}
         if node.target is dequantize and node.args[3] == torch.float32:
             node.update_arg(3, self.dtype)
-        node.meta["val"] = low(before)
+        node.meta["val"] = self.low(before)
+
+    def low(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(self.dtype) if value.dtype == torch.float32 else value
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(self.low, value))
+        return value
 
 
 def _feeds_sums(node: fx.Node) -> bool:
