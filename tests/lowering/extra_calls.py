@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 aten = torch.ops.aten
 
@@ -85,12 +83,6 @@ EXTRA: dict[str, tuple[Arguments, ...]] = {
         _call(_floats(2, 3, 4), None, _floats(3), _floats(3), _floats(3).exp(), 0.1, 1e-5),
     ),
     "aten._pdist_forward.default": (_call(_floats(4, 3), 2.0), _call(_floats(4, 3), 3.0)),
-    "aten._scaled_dot_product_attention_math.default": (_call(*_HEADS, is_causal=True),),
-    "aten._scaled_dot_product_cudnn_attention.default": (_call(*_HEADS, None, False),),
-    "aten._scaled_dot_product_efficient_attention.default": (_call(*_HEADS, _BIAS, False),),
-    "aten._scaled_dot_product_flash_attention.default": (_call(*_HEADS, 0.0, True),),
-    "aten._scaled_dot_product_flash_attention_for_cpu.default": (_call(*_HEADS, attn_mask=_BIAS),),
-    "aten._scaled_dot_product_fused_attention_overrideable.default": (_call(*_HEADS, _BIAS),),
     "aten._upsample_bicubic2d_aa.default": (_call(_IMAGE, [3, 4], False),),
     "aten._upsample_nearest_exact1d.default": (_call(_LINE, [7]),),
     "aten._upsample_nearest_exact2d.default": (_call(_IMAGE, [7, 3]),),
@@ -157,21 +149,4 @@ EXTRA: dict[str, tuple[Arguments, ...]] = {
     "singlecard.grouped_mm.default": (
         _call(_floats(5, 3), _floats(2, 3, 4), torch.tensor([2, 5], dtype=torch.int32)),
     ),
-}
-
-
-def _attention_first(*args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
-    """Attention from the arguments of any of PyTorch's kernels for it."""
-    query, key, value, *rest = args
-    bias = next((item for item in rest if isinstance(item, torch.Tensor)), None)
-    is_causal = rest[1:2] == [True]
-    return (scaled_dot_product_attention(query, key, value, bias, 0.0, is_causal, **kwargs),)
-
-
-#: Ops without a kernel on a CPU, and what gives their first result there.
-ELSEWHERE: dict[Any, Callable[..., Any]] = {
-    aten._scaled_dot_product_cudnn_attention.default: _attention_first,
-    aten._scaled_dot_product_efficient_attention.default: _attention_first,
-    aten._scaled_dot_product_flash_attention.default: _attention_first,
-    aten._scaled_dot_product_fused_attention_overrideable.default: _attention_first,
 }

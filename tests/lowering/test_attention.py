@@ -11,9 +11,7 @@ import torch
 from singlecard.capture import ops
 from singlecard.lowering.ops.attention import _repeat_heads
 from singlecard.network.net import Net
-from tests.lowering.check import check, refuse
-
-aten = torch.ops.aten
+from tests.lowering.check import check
 
 
 def _heads(queries: int = 5, keys: int = 5, kv_heads: int = 4) -> tuple[torch.Tensor, ...]:
@@ -54,29 +52,24 @@ def test_masks() -> None:
     check(_attend(mask=True), q, k, v, torch.randn(5, 5))
 
 
-_ON_DEVICES: dict[str, Callable[..., Any]] = {
-    "cpu": lambda q, k, v: aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0],
-    "math": lambda q, k, v: aten._scaled_dot_product_attention_math(q, k, v)[0],
-}
-
-
-@pytest.mark.parametrize("name", _ON_DEVICES)
-def test_names_on_devices(name: str) -> None:
-    """An exported program holds the op of the device it was exported on."""
-    check(_ON_DEVICES[name], *_heads())
-
-
-def test_read_statistics_stay_in_pytorch() -> None:
-    """Engines do not have them: training code that reads them must still work."""
-    reason = refuse(lambda *x: aten._scaled_dot_product_flash_attention_for_cpu(*x), *_heads())
-    assert "only the attention of its results" in reason and "[1]" in reason
-
-
 def test_different_ranks() -> None:
     """One sequence of queries against a batch of keys is broadcast."""
     q, k, v = _heads()
     check(_attend(), q[0, 0], k, v)
     check(_attend(), q, k[0, 0], v[0, 0])
+    check(_attend(), q[:, :1], k, v)
+    check(_attend(), q[0, :1], k[0], v[0])
+    check(_attend(), q[None], k[None], v[None, ..., :3])
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (5, 1), (4, 1, 5), (1, 1, 1)])
+def test_masks_that_broadcast(shape: tuple[int, ...]) -> None:
+    """A mask is broadcast with the scores, whatever it leaves out."""
+    q, k, v = (x[0] for x in _heads())
+    visible = torch.ones(shape, dtype=torch.bool)
+    visible.flatten()[0] = False
+    for mask in (torch.randn(shape), visible):
+        check(_attend(mask=True), q, k, v, mask)
 
 
 @pytest.mark.parametrize("own", [12, 4])

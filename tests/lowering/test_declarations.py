@@ -17,14 +17,13 @@ from typing import Any
 import pytest
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from singlecard.lowering.call import Call
 from singlecard.lowering.conditions import Condition, first_refusal
 from singlecard.lowering.coverage import render_coverage
 from singlecard.lowering.declaration import Declaration
 from singlecard.lowering.table import CARRIED, declarations, table
-from tests.lowering.extra_calls import ELSEWHERE, EXTRA
+from tests.lowering.extra_calls import EXTRA
 from tests.lowering.harvest import RealCall, real_calls
 from tests.lowering.mutations import mutations
 from tests.ops.harness import LOWERED, run_call
@@ -44,17 +43,9 @@ def _quiet() -> Iterator[None]:
 def calls_of(target: Any) -> tuple[tuple[RealCall, Any], ...]:
     """Return calls of an op with their results."""
     extra = [RealCall(target, args, kwargs) for args, kwargs in EXTRA.get(str(target), ())]
-    return tuple((call, result_of(call)) for call in (*extra, *real_calls()[target]))
-
-
-def result_of(call: RealCall) -> Any:
-    """Return what a call gives; of a kernel for other devices, what is known without it."""
-    if call.target not in ELSEWHERE:
-        return call.target(*call.args, **call.kwargs)
-    args, kwargs = pytree.tree_map_only(
-        torch.Tensor, lambda value: value.to("meta"), (call.args, call.kwargs)
+    return tuple(
+        (call, target(*call.args, **call.kwargs)) for call in (*extra, *real_calls()[target])
     )
-    return call.target(*args, **kwargs)
 
 
 def bound(target: Any, args: Any, kwargs: Any, result: Any, first_only: bool = False) -> Call:
@@ -117,12 +108,10 @@ def test_what_is_accepted_builds_and_equals_eager(target: Any) -> None:
     calls = list(accepted(target))
     assert calls, f"no call of {target} is at hand: add one to tests/lowering/extra_calls.py"
     for place, (call, first_only) in enumerate(calls[:3]):
-        function, like = target, ELSEWHERE.get(target, target)
-        if function in FREE_INDICES:
-            function, like = picked(function), picked(like)
+        function = picked(target) if target in FREE_INDICES else target
         if first_only:
-            function, like = first_of(function), first_of(like)
-        outcome = run_call(function, call.args, call.kwargs, build=place == 0, like=like)
+            function = first_of(function)
+        outcome = run_call(function, call.args, call.kwargs, build=place == 0)
         assert outcome.state == LOWERED, f"call {place}: {outcome.reason}"
 
 

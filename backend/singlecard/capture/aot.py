@@ -31,8 +31,7 @@ aten = torch.ops.aten
 #: Ops that PyTorch would decompose and that we lower whole, or fold with their neighbours.
 _KEPT_WHOLE = (
     aten._log_softmax.default,
-    aten._scaled_dot_product_attention_math.default,
-    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    *ops.FUSED_ATTENTION,
     aten._softmax.default,
     aten._upsample_nearest_exact1d.default,
     aten._upsample_nearest_exact1d.vec,

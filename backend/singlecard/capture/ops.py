@@ -142,3 +142,14 @@ linear = torch.ops.singlecard.linear.default
 rms_norm = torch.ops.singlecard.rms_norm.default
 update_cache = torch.ops.singlecard.update_cache.default
 rotary = torch.ops.singlecard.rotary.default
+
+#: PyTorch's own attention ops, one for each kind of kernel: their first result is the attention,
+#: the others serve the backward pass. A pass gives them the name `attention`.
+FUSED_ATTENTION = (
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_fused_attention_overrideable.default,
+    torch.ops.aten._scaled_dot_product_attention_math.default,
+)

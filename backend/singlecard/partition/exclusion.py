@@ -7,15 +7,19 @@ from fnmatch import fnmatchcase
 
 from torch import fx
 
+from singlecard.capture.ops import FUSED_ATTENTION
 from singlecard.capture.program import module_path
 from singlecard.lowering.call import op_name
 
 #: Names that people know for ops of ours, which stand for them in the graph.
 _KNOWN_AS = {
-    "singlecard.attention": "aten.scaled_dot_product_attention",
-    "singlecard.rms_norm": "aten.rms_norm",
-    "singlecard.update_cache": "aten.index_copy",
-    "singlecard.grouped_mm": "aten._grouped_mm",
+    "singlecard.attention": (
+        "aten.scaled_dot_product_attention",
+        *(f"aten.{target._schema.name.partition('::')[2]}" for target in FUSED_ATTENTION),
+    ),
+    "singlecard.rms_norm": ("aten.rms_norm",),
+    "singlecard.update_cache": ("aten.index_copy",),
+    "singlecard.grouped_mm": ("aten._grouped_mm",),
 }
 
 
@@ -30,7 +34,7 @@ def exclusion(ops: Sequence[str], modules: Sequence[str]) -> Callable[[fx.Node],
 
     def reason(node: fx.Node) -> str | None:
         name = op_name(node)
-        names = {name, str(node.target), _KNOWN_AS.get(name, name)}
+        names = {name, str(node.target), *_KNOWN_AS.get(name, ())}
         for op in ops:
             if op in names:
                 return f"{name} is named in exclude_ops"

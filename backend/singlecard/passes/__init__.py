@@ -16,6 +16,7 @@ from singlecard.passes.channel_gain import gain_channels
 from singlecard.passes.common import merge_common
 from singlecard.passes.constants import fold_constants
 from singlecard.passes.dynamic_quantization import note_dynamic
+from singlecard.passes.fused_attention import name_attention
 from singlecard.passes.grouped_product import name_grouped_product
 from singlecard.passes.grouped_query import share_key_heads
 from singlecard.passes.known import (
@@ -61,6 +62,7 @@ FIRST: tuple[Rule, ...] = (
     name_scaled_product,
     name_weight_codes,
     name_grouped_product,
+    name_attention,
     fold_batch_norm,
     unflatten_product,
     drop_identity,

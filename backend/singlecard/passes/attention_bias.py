@@ -15,6 +15,7 @@ layer instead of 11.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from torch import fx
 
 from singlecard.capture import ops
 from singlecard.capture.program import Program
-from singlecard.passes.rule import is_call, only_user, same_shape, shape_of
+from singlecard.passes.rule import is_call, only_user, same_extents, same_shape, shape_of
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
@@ -57,7 +58,7 @@ def _before_heads(node: Any) -> fx.Node | None:
         return None
     source = view.args[0]
     before, after = shape_of(source), shape_of(view)
-    if len(before) == 3 and before[:2] == after[:2] and only_user(source) is not None:
+    if len(before) == 3 and same_extents(before[:2], after[:2]) and only_user(source) is not None:
         return source  # type: ignore[no-any-return]
     return None
 
@@ -94,6 +95,8 @@ def _without_bias(program: Program, biased: Biased) -> None:
 def push_bias_through_split(program: Program, node: fx.Node) -> bool:
     """split(x + b) for attention   becomes   split(x), and each part plus its part of b."""
     if not is_call(node, *_SPLITS):
+        return False
+    if any(user.target is not operator.getitem for user in node.users):
         return False
     parts = {user.args[1]: user for user in node.users}
     pieces = node.meta["val"]
@@ -198,7 +201,7 @@ def _through_projection(program: Program, node: fx.Node) -> bool:
         return False
     assert view is not None and swap is not None
     heads, width = shape_of(node)[1], shape_of(node)[3]
-    if shape_of(view) != (*shape_of(swap)[:2], heads * width):
+    if not same_extents(shape_of(view), (*shape_of(swap)[:2], heads * width)):
         return False
     groups = shape_of(node.args[2])[1]  # type: ignore[arg-type]
     bias = biased.bias.to("cpu", torch.float64).reshape(groups, width)

@@ -11,7 +11,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from singlecard.capture import ops
 from singlecard.capture.program import Program
 from singlecard.network.versions import has_cache_update
-from singlecard.passes.rule import is_call, replace, shape_of
+from singlecard.passes.rule import is_call, only_user, replace, shape_of
 
 aten = torch.ops.aten
 
@@ -34,7 +34,7 @@ def name_cache_update(program: Program, node: fx.Node) -> bool:
         return False
     if not all(isinstance(size, int) for size in shape_of(cache)[1:]):
         return False  # the layer takes a cache of known length
-    if not is_written_back(program, node, cache) or len(cache.users) != 1:
+    if not is_written_back(program, node, cache) or only_user(cache) is not node:
         return False
     if shape_of(update)[:2] != shape_of(cache)[:2]:  # type: ignore[arg-type]
         return False

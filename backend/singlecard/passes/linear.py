@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from singlecard.capture.program import Program
-from singlecard.passes.rule import erase_unused, is_call, only_user, replace, shape_of
+from singlecard.passes.rule import erase_unused, is_call, only_user, replace, same_extents, shape_of
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
@@ -41,8 +41,9 @@ def unflatten_product(program: Program, node: fx.Node) -> bool:
         is_call(x, *_VIEWS)
         and after is not None
         and is_call(after, *_VIEWS)
-        and shape_of(x.args[0])[-1] == shape_of(x)[-1]
-        and shape_of(after)[:-1] == shape_of(x.args[0])[:-1]
+        and same_extents(shape_of(x.args[0])[-1:], shape_of(x)[-1:])
+        and same_extents(shape_of(after)[:-1], shape_of(x.args[0])[:-1])
+        and same_extents(shape_of(after)[-1:], shape_of(node)[-1:])
     ):
         source, last = x.args[0], after
     else:

@@ -105,6 +105,8 @@ def name_dequantize(program: Program, node: fx.Node) -> bool:
     if made[0] is None:
         return _refuse(source, DYNAMIC)
     why = _refusal(before, made[0], made[1])
+    if why is None and zero_point is not None and bool(zero_point.any()):
+        why = f"has {_asymmetry(zero_point)}: {_SYMMETRIC}; {_CURE}"
     if why is None and (scale.ndim or not torch.equal(made[0], scale)):
         why = "reads codes with another scale than they were made with"
     if why is not None:

@@ -33,7 +33,7 @@ def fuse_rms_norm(program: Program, node: fx.Node) -> bool:
     if not is_call(node, aten.mul.Tensor):
         return False
     for x, factor in (node.args, node.args[::-1]):
-        if not is_call(factor, aten.rsqrt.default):
+        if not isinstance(x, fx.Node) or not is_call(factor, aten.rsqrt.default):
             continue
         shifted = factor.args[0]  # type: ignore[union-attr]
         if not is_call(shifted, aten.add.Tensor, aten.add.Scalar):

@@ -9,7 +9,7 @@ from torch import fx
 
 from singlecard.capture import ops
 from singlecard.capture.program import PATH_KEYS, Program
-from singlecard.passes.rule import is_call, replace, same_extents, shape_of
+from singlecard.passes.rule import is_call, replace, same_extents, same_shape, shape_of
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
@@ -110,6 +110,8 @@ def rotate_together(program: Program, node: fx.Node) -> bool:
         if not _same_but(axis, shape_of(node), shape_of(other)):
             continue
         first, second = sorted((node, other))
+        if not all(same_shape(turn.args[0], turn) for turn in (first, second)):  # type: ignore[arg-type]
+            continue  # angles for several samples turn one
         if not all(second < user for user in first.users):
             continue  # what turns second may need what turned first
         _merge(program, first, second, axis)

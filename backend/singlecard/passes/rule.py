@@ -54,10 +54,18 @@ def erase_unused(program: Program, node: fx.Node) -> None:
 
 
 def only_user(node: Any) -> fx.Node | None:
-    """Return the one node that uses a value, or None where there are several or none."""
-    if isinstance(node, fx.Node) and len(node.users) == 1:
-        return next(iter(node.users))
-    return None
+    """Return the node that alone uses a value, in one place; None where there are more or none."""
+    if not isinstance(node, fx.Node) or len(node.users) != 1:
+        return None
+    user = next(iter(node.users))
+    return user if uses_in(user, node) == 1 else None
+
+
+def uses_in(user: fx.Node, node: fx.Node) -> int:
+    """Count the places of an op in which a value stands: keys may be the values too."""
+    places: list[bool] = []
+    fx.map_arg((user.args, user.kwargs), lambda arg: places.append(arg is node))
+    return sum(places)
 
 
 def is_call(node: Any, *targets: Any) -> bool:

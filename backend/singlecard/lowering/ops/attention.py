@@ -1,10 +1,9 @@
-"""Scaled-dot-product attention, whole as our own op or as what PyTorch makes of it on a device."""
+"""Scaled-dot-product attention: `passes/fused_attention.py` gives PyTorch's spellings one name."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -14,12 +13,9 @@ from singlecard.capture.quantized import KINDS
 from singlecard.lowering.conditions import arg, dtype, rank, when
 from singlecard.lowering.declaration import accepts, lowers
 from singlecard.lowering.ops.triangle import lower_triangle
-from singlecard.lowering.outputs import only_used
 from singlecard.network import versions
 from singlecard.network.net import Net
 from singlecard.network.tensor import Size, Tensor
-
-aten = torch.ops.aten
 
 #: What stands for minus infinity in a mask: finite, so that a fully masked row gives no NaN.
 _LOWEST = {torch.float16: -65504.0, torch.bfloat16: -3.3e38, torch.float32: -3.4e38}
@@ -64,7 +60,7 @@ def attention(
     if not is_causal and versions.has_attention() and _is_decoding(query, key, value):
         return _decode(net, query, key, value, attn_mask, scale, sees)
     return _written_out(
-        net, query, key, value, attn_mask, is_causal, scale, sees, lambda x, place: x
+        net, query, key, value, attn_mask, is_causal, scale, enable_gqa, sees, lambda x, place: x
     )
 
 
@@ -99,7 +95,9 @@ def quantized_attention(
         return net.dequantize(net.quantize(x, step, KINDS[kind].dtype), step, x.dtype)
 
     sees = rows_see or attn_mask is None or _every_row_sees_something(net, attn_mask)
-    return _written_out(net, query, key, value, attn_mask, is_causal, scale, sees, rounded)
+    return _written_out(
+        net, query, key, value, attn_mask, is_causal, scale, enable_gqa, sees, rounded
+    )
 
 
 #: Puts quantization on an operand of attention: queries 0, keys 1, values 2, probabilities 3.
@@ -114,10 +112,11 @@ def _written_out(
     attn_mask: Tensor | None,
     is_causal: bool,
     scale: float | None,
+    enable_gqa: bool,
     sees: bool,
     rounded: _Rounding,
 ) -> Tensor:
-    if query.ndim > 2:
+    if enable_gqa and query.ndim > 2:
         heads = net.size(query, -3)
         key = _repeat_heads(net, key, "key", heads)
         value = _repeat_heads(net, value, "value", heads)
@@ -211,103 +210,3 @@ def _repeat_heads(net: Net, x: Tensor, name: str, heads: Size) -> Tensor:
     group = [*batch, own_heads, heads // own_heads, length, width]
     grouped = net.expand(net.unsqueeze(x, x.ndim - 2), group)
     return net.reshape(grouped, [*batch, heads, length, width])
-
-
-_FUSED = (
-    dtype("query").floating,
-    rank("query").between(2, 8),
-    only_used("the attention", [0]),
-    arg("dropout_p").one_of(0.0),
-)
-
-
-def _alone(net: Net, attended: Tensor) -> list[Tensor | None]:
-    """Return the first of a fused attention's results, and nothing for the others."""
-    return [attended] + [None] * (len(net.result) - 1)
-
-
-@lowers(aten._scaled_dot_product_flash_attention_for_cpu.default)
-@accepts(*_FUSED)
-def flash_attention_on_cpu(
-    net: Net,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    attn_mask: Tensor | None = None,
-    scale: float | None = None,
-) -> list[Tensor | None]:
-    """Attention as PyTorch has it on a CPU."""
-    return _alone(net, attention(net, query, key, value, attn_mask, is_causal, scale, True))
-
-
-@lowers(aten._scaled_dot_product_flash_attention.default)
-@accepts(*_FUSED, arg("return_debug_mask").one_of(False))
-def flash_attention(
-    net: Net,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    return_debug_mask: bool = False,
-    scale: float | None = None,
-) -> list[Tensor | None]:
-    """Attention as PyTorch has it on CUDA where there is no mask."""
-    return _alone(net, attention(net, query, key, value, None, is_causal, scale, True))
-
-
-@lowers(
-    aten._scaled_dot_product_efficient_attention.default,
-    aten._scaled_dot_product_cudnn_attention.default,
-)
-@accepts(*_FUSED)
-def efficient_attention(
-    net: Net,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_bias: Tensor | None,
-    compute_log_sumexp: bool,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *rest: Any,
-) -> list[Tensor | None]:
-    """Attention as PyTorch has it on CUDA with a mask, or through cuDNN."""
-    return _alone(net, attention(net, query, key, value, attn_bias, is_causal, rest[-1], True))
-
-
-@lowers(aten._scaled_dot_product_fused_attention_overrideable.default)
-@accepts(*_FUSED, arg("return_debug_mask").one_of(False))
-def fused_attention_overrideable(
-    net: Net,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_bias: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    return_debug_mask: bool = False,
-    scale: float | None = None,
-) -> list[Tensor | None]:
-    """Attention as PyTorch has it on other devices."""
-    return _alone(net, attention(net, query, key, value, attn_bias, is_causal, scale, True))
-
-
-@lowers(aten._scaled_dot_product_attention_math.default)
-@accepts(*_FUSED, arg("dropout_mask").one_of(None))
-def attention_math(
-    net: Net,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    dropout_mask: Tensor | None = None,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> list[Tensor | None]:
-    """Attention as PyTorch has it where no fused kernel takes it."""
-    return _alone(net, attention(net, query, key, value, attn_mask, is_causal, scale, enable_gqa))
