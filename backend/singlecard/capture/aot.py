@@ -22,6 +22,7 @@ from singlecard.capture.program import Program
 from singlecard.capture.results import describe_results
 from singlecard.capture.statistics import has_batch_norm
 from singlecard.capture.strided import read_owners
+from singlecard.capture.symbols import read_sizes_from_inputs
 from singlecard.capture.variants import Executable, Variants
 from singlecard.capture.whole import keep_whole
 from singlecard.errors import CaptureError
@@ -270,6 +271,7 @@ def program_from_aot(original: fx.GraphModule, frozen: dict[int, torch.Tensor]) 
         attribute.meta = dict(node.meta)
         node.replace_all_uses_with(attribute)
         graph.erase_node(node)
+    read_sizes_from_inputs(graph)
     positions = tuple(index for index in range(len(placeholders)) if index not in frozen)
     output = graph.output_node()
     computed, sizes, results = describe_results(list(output.args[0]))  # type: ignore[arg-type]

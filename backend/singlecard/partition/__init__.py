@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from singlecard.capture.program import Program, source_line
+from singlecard.capture.symbols import SizeNodes, is_number, symbols_in
 from singlecard.lowering.call import op_name
 from singlecard.partition.islands import VIEWS, is_worth_its_call
 
@@ -131,23 +132,27 @@ def _segments(
     level: dict[fx.Node, int] = {}
     groups: dict[int, list[fx.Node]] = {}
     for node in program.calls():
-        if _is_size(node):
-            continue  # sizes are worked out wherever they are needed
+        if _is_size(node) and not any(arg in level for arg in node.all_input_nodes):
+            continue  # it follows from the inputs, and is worked out wherever it is needed
         source = node.args[0] if node.target is operator.getitem else None
         if isinstance(source, fx.Node) and source in level:
             level[node] = level[source]
         else:
             # Even levels are TensorRT's, odd ones PyTorch's. PyTorch begins: what it needs nothing
             # of an engine for keeps no engine waiting.
-            kind = 1 if node in reasons or node in in_pytorch else 0
+            in_eager = node in reasons or node in in_pytorch or _is_size(node)
+            kind = 1 if in_eager else 0
             before = [level[arg] for arg in node.all_input_nodes if arg in level]
             latest = max(before, default=-1)
             level[node] = latest + ((latest & 1) ^ kind)
         groups.setdefault(level[node], []).append(node)
-    return tuple(_segment(program, group, at % 2 == 0) for at, group in sorted(groups.items()))
+    sizes = SizeNodes(program.graph)
+    for node in program.calls():
+        sizes.learn(node)
+    return tuple(_segment(sizes, group, at % 2 == 0) for at, group in sorted(groups.items()))
 
 
-def _segment(program: Program, nodes: list[fx.Node], lowered: bool) -> Segment:
+def _segment(sizes: SizeNodes, nodes: list[fx.Node], lowered: bool) -> Segment:
     inside = set(nodes)
     inputs: dict[fx.Node, None] = {}
     outputs: dict[fx.Node, None] = {}
@@ -157,4 +162,24 @@ def _segment(program: Program, nodes: list[fx.Node], lowered: bool) -> Segment:
                 inputs[arg] = None
         if any(user not in inside for user in node.users):
             outputs[node] = None
+    if lowered:
+        inputs |= dict.fromkeys(_sizes_of(sizes, nodes, inputs))
     return Segment(lowered, tuple(nodes), tuple(inputs), tuple(outputs))
+
+
+def _sizes_of(
+    sizes: SizeNodes, nodes: Iterable[fx.Node], inputs: Iterable[fx.Node]
+) -> Iterator[fx.Node]:
+    """Yield the sizes that an engine's tensors have and that no tensor which it is given shows."""
+    given = [node.meta["val"] for node in inputs]
+    shown = {
+        size.node.expr
+        for value in given
+        for size in (value.shape if isinstance(value, torch.Tensor) else [value])
+        if is_number(size)
+    }
+    symbols = symbols_in([*given, *(node.meta["val"] for node in nodes)])
+    for symbol in dict.fromkeys(symbols):
+        node = None if symbol in shown else sizes.symbol(symbol)
+        if node is not None:
+            yield node
