@@ -165,10 +165,11 @@ def test_options_cannot_change() -> None:
 @pytest.mark.parametrize(
     ("profiles", "words"),
     [
-        ({"x": {0: (4, 2, 8)}}, "4, 2, 8, it takes smallest <= usual <= largest"),
-        ({"x": {0: (1, 9, 8)}}, "smallest <= usual <= largest"),
+        ({"x": {0: (4, 2, 8)}}, "4, 2, 8, it takes min <= opt <= max"),
+        ({"x": {0: (1, 9, 8)}}, "min <= opt <= max"),
         ({"x": {0: (0, 1, 2)}}, "integers >= 1"),
-        ({"x": {0: (1, 2)}}, r"\(smallest, usual, largest\)"),
+        ({"x": {0: (1, 2, 3, 4)}}, r"\(min, max\) or \(min, opt, max\)"),
+        ({"x": {0: (None, 2)}}, r"\(min, opt, max\)"),
         ({"x": {-1: (1, 2, 3)}}, "axis -1 of x"),
         ({"x": {"batch": (1, 2, 3)}}, "axis 'batch' of x"),
         ({"x": (1, 2, 3)}, "it takes"),

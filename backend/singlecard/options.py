@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
-from collections.abc import Mapping
+import functools
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from singlecard.axes import axes_of_input, range_from
+from singlecard.checking import (
+    address_from,
+    bytes_from,
+    choice_from,
+    count_from,
+    flag_from,
+    names_from,
+    path_from,
+    shown,
+    wrong,
+)
 from singlecard.errors import OptionError
 from singlecard.precision.table import CalibrationTable
-from singlecard.sizes import bytes_from_text
 from singlecard.targets import parse_targets
 
 Precision = Literal[
@@ -47,7 +59,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Span:
-    """The sizes that one axis of one input takes: smallest, usual and largest."""
+    """The sizes that one axis of one input takes: min, opt and max."""
 
     input: str
     axis: int
@@ -159,63 +171,57 @@ class Options:
         """
         if isinstance(given, Options):
             return given
+        if given is not None and not isinstance(given, Mapping):
+            raise OptionError(
+                f"options={shown(given)} is not valid: it takes a dict from names to values, such "
+                'as {"precision": "fp16"}'
+            )
         names = [field.name for field in dataclasses.fields(cls)]
-        values = dict(given or {})
-        for key in values:
+        for key in given or {}:
             if key not in names:
                 close = difflib.get_close_matches(str(key), names, 1, 0.4)
                 hint = f"did you mean {close[0]!r}?" if close else f"valid are {', '.join(names)}"
-                raise OptionError(f"unknown option {key!r}: {hint}")
-        values = {key: value for key, value in values.items() if value is not None}
-        for key, choices in _CHOICES.items():
-            if key in values and values[key] not in choices:
-                close = difflib.get_close_matches(str(values[key]), choices, 1, 0.4)
-                hint = f"did you mean {close[0]!r}? " if close else ""
-                raise OptionError(
-                    f"option {key}={values[key]!r} is not valid: {hint}it takes one of "
-                    f"{', '.join(choices)}"
-                )
-        if "targets" in values:
-            if not isinstance(values["targets"], (str, list, tuple)):
-                raise OptionError(
-                    f"option targets={values['targets']!r} is not valid: it takes names of cards, "
-                    "such as ('sm86', 'sm89')"
-                )
-            values["targets"] = parse_targets(values["targets"])
-        if "calibration" in values:
-            values["calibration"] = _table(values["calibration"])
-        _check_calibration(values.get("precision", "fp32"), values.get("calibration"))
-        for key, what in (("cache_dir", "a folder"), ("signing_key", "a file")):
-            if key in values:
-                if not isinstance(values[key], (str, os.PathLike)):
-                    raise OptionError(f"option {key}={values[key]!r} is not valid: it takes {what}")
-                values[key] = Path(values[key]).expanduser()
-        if not isinstance(values.get("remote_cache", ""), str):
-            raise OptionError(
-                f"option remote_cache={values['remote_cache']!r} is not valid: it takes an address "
-                "such as 's3://bucket/engines' or 'file:///shared/engines'"
-            )
-        for key in ("exclude_ops", "exclude_modules", "keep_fp32"):
-            if key in values:
-                values[key] = _names(key, values[key])
-        for name in values.get("exclude_ops", ()):
-            _check_op(name)
-        if "profiles" in values:
-            values["profiles"] = _spans(values["profiles"])
-        _check_number(values, "min_block_size", 1)
-        _check_number(values, "workspace_bytes", 1)
-        for key in ("cache_limit", "memory_budget"):
-            if key in values:
-                values[key] = _size(key, values[key])
-        for key in (
-            "strict", "demote_float64", "sparse_weights", "offload_weights", "cuda_graphs"
-        ):  # fmt: skip
-            if not isinstance(values.get(key, False), bool):
-                raise OptionError(f"option {key}={values[key]!r} is not valid: True or False")
-        options = cls(**values)
-        if options.runtime != "tensorrt":
-            _check_own_runtime(options)
-        return options
+                raise OptionError(f"unknown option {shown(key)}: {hint}")
+        return cls(**(given or {}))
+
+    def __post_init__(self) -> None:
+        """Check every value, and bring it to its one form."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            value = field.default if value is None else _checked(field.name, value)
+            object.__setattr__(self, field.name, value)
+        _check_calibration(self.precision, self.calibration)
+        if self.runtime != "tensorrt":
+            _check_own_runtime(self)
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Return the value of an option in its one form.
+
+    Raises:
+        OptionError: it does not fit.
+    """
+    if name in _CHOICES:
+        return choice_from(name, value, _CHOICES[name])
+    if name in _FLAGS:
+        return flag_from(name, value)
+    if name in _PATHS:
+        return path_from(name, value, _PATHS[name])
+    if name in ("min_block_size", "workspace_bytes"):
+        return count_from(name, value, 1)
+    if name in ("cache_limit", "memory_budget"):
+        return bytes_from(name, value)
+    if name in ("exclude_ops", "exclude_modules", "keep_fp32"):
+        names = names_from(name, value)
+        for item in names if name == "exclude_ops" else ():
+            _check_op(item)
+        return names
+    return _OWN[name](value)
+
+
+_FLAGS = ("strict", "demote_float64", "sparse_weights", "offload_weights", "cuda_graphs")
+
+_PATHS = {"cache_dir": "a folder", "signing_key": "a file"}
 
 
 def _check_own_runtime(options: Options) -> None:
@@ -234,15 +240,21 @@ def types_of(precision: str) -> tuple[str, ...]:
     return _TYPES.get(precision, (precision,))
 
 
+def _targets(value: Any) -> tuple[str, ...]:
+    takes = "it takes names of cards, such as ('sm86', 'sm89'), or 'portable'"
+    if not isinstance(value, (str, list, tuple)):
+        raise wrong("targets", value, takes)
+    items = value.split(",") if isinstance(value, str) else value
+    if not all(isinstance(item, str) and item.strip() for item in items):
+        raise wrong("targets", value, takes)
+    return parse_targets(items)
+
+
 def _table(value: Any) -> CalibrationTable:
     if isinstance(value, CalibrationTable):
         return value
-    if not isinstance(value, (str, os.PathLike)):
-        raise OptionError(
-            f"option calibration={value!r} is not valid: it takes what singlecard.calibrate "
-            "returned, or the path of its file"
-        )
-    return CalibrationTable.load(value)
+    takes = "what singlecard.calibrate returned, or the path of its file"
+    return CalibrationTable.load(path_from("calibration", value, takes))
 
 
 def _check_calibration(precision: str, table: CalibrationTable | None) -> None:
@@ -263,75 +275,52 @@ def _check_calibration(precision: str, table: CalibrationTable | None) -> None:
         )
 
 
-def _size(key: str, value: Any) -> int:
-    """Return a number of bytes that may be given as a text."""
-    if isinstance(value, str):
-        try:
-            return bytes_from_text(value)
-        except ValueError as error:
-            raise OptionError(f"option {key} is not valid: {error}") from error
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise OptionError(
-            f"option {key}={value!r} is not valid: it takes bytes, or a text such as '8GiB'"
-        )
-    return value
-
-
-def _check_number(values: Mapping[str, Any], key: str, low: int) -> None:
-    value = values.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
-        raise OptionError(f"option {key}={value!r} is not valid: it takes an integer >= {low}")
-
-
 def _spans(given: Any) -> tuple[Span, ...]:
-    """Return the spans of ``{input: {axis: (smallest, usual, largest)}}``."""
+    """Return the spans of ``{input: {axis: (min, opt, max)}}``, in the order of their names."""
     if isinstance(given, tuple) and all(isinstance(item, Span) for item in given):
         return given
-    form = "{input: {axis: (smallest, usual, largest)}}"
+    form = "{input: {axis: (min, opt, max)}}"
     if not isinstance(given, Mapping):
-        raise OptionError(f"option profiles={given!r} is not valid: it takes {form}")
+        raise wrong("profiles", given, f"it takes {form}")
     spans = []
     for name, axes in given.items():
+        if isinstance(axes, str):
+            axes = axes_of_input(str(name), axes)
         if not (isinstance(name, str) or _is_size(name, 0)) or not isinstance(axes, Mapping):
-            raise OptionError(f"option profiles has {name!r}: {axes!r}, it takes {form}")
+            raise OptionError(f"option profiles has {shown(name)}: {shown(axes)}, it takes {form}")
         for axis, sizes in axes.items():
             where = f"option profiles, axis {axis!r} of {name}"
             if not _is_size(axis, 0):
                 raise OptionError(f"{where}: an axis is an integer >= 0")
-            if not isinstance(sizes, (list, tuple)) or len(sizes) != 3:
-                raise OptionError(f"{where}: got {sizes!r}, it takes (smallest, usual, largest)")
-            if not all(_is_size(size, 1) for size in sizes):
-                raise OptionError(f"{where}: got {sizes!r}, sizes are integers >= 1")
-            low, usual, high = sizes
-            if not low <= usual <= high:
-                raise OptionError(
-                    f"{where}: got {low}, {usual}, {high}, it takes smallest <= usual <= largest"
-                )
-            spans.append(Span(str(name), axis, low, usual, high))
-    return tuple(spans)
+            found = range_from(sizes, where)
+            if found is None or found.min is None or found.max is None:
+                raise OptionError(f"{where} has {sizes!r}: an engine's range is (min, opt, max)")
+            spans.append(Span(str(name), axis, *found.closed(found.min, found.max)))
+    return tuple(sorted(spans, key=lambda span: (span.input, span.axis)))
 
 
 def _is_size(value: Any, low: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
-def _names(key: str, given: Any) -> tuple[str, ...]:
-    """Return a list of names; one name, or several with commas between, may stand for it."""
-    items = given.split(",") if isinstance(given, str) else given
-    if not isinstance(items, (list, tuple, set, frozenset)) or not all(
-        isinstance(item, str) and item.strip() for item in items
-    ):
-        raise OptionError(f"option {key}={given!r} is not valid: it takes a list of names")
-    return tuple(item.strip() for item in items)
-
-
 def _check_op(name: str) -> None:
     import torch  # seconds, which a command that only prints its help need not wait
 
+    importlib.import_module("singlecard.capture.ops")  # ops of ours, which explain names
     space, _, rest = name.partition(".")
     packet, _, overload = rest.partition(".")
-    found = getattr(getattr(torch.ops, space), packet, None) if packet else None
-    if found is None or (overload and overload not in found.overloads()):
+    found = getattr(getattr(torch.ops, space, None), packet, None) if packet else None
+    known = isinstance(found, (torch._ops.OpOverloadPacket, torch._ops.HigherOrderOperator))
+    if not known or (overload and overload not in getattr(found, "overloads", tuple)()):
         close = difflib.get_close_matches(packet or space, dir(torch.ops.aten), 1, 0.6)
         hint = f"did you mean 'aten.{close[0]}'?" if close else "such as 'aten.softmax'"
         raise OptionError(f"option exclude_ops names {name!r}, which is no op of PyTorch: {hint}")
+
+
+#: What checks an option that is like no other.
+_OWN: dict[str, Callable[[Any], Any]] = {
+    "targets": _targets,
+    "calibration": _table,
+    "remote_cache": functools.partial(address_from, "remote_cache"),
+    "profiles": _spans,
+}

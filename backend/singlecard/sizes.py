@@ -27,4 +27,7 @@ def bytes_from_text(text: str) -> int:
             f"{text!r} is no size: write a number of bytes, or a unit with it, such as 500MB or "
             "8GiB"
         )
-    return round(float(match[1]) * _UNITS[match[2]])
+    try:
+        return round(float(match[1]) * _UNITS[match[2]])
+    except OverflowError:
+        raise ValueError(f"{text[:40]!r} is larger than any memory") from None

@@ -185,11 +185,11 @@ def _collecting(
 ) -> Iterator[_Watched]:
     """Give what calls a model, watched, without what it was compiled to."""
     session = Collecting(options, expected)
+    check_evaluation(model)
     watched = _Watched(model, session)
     if not isinstance(model, torch.nn.Module):
         yield watched
         return
-    check_evaluation(model)
     before, model._compiled_call_impl = model._compiled_call_impl, None
     try:
         yield watched

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from singlecard.errors import CalibrationError
-from singlecard.report.measure import copied
+from singlecard.report.arguments import copied
+from singlecard.report.training import training_problem
 
 #: Positional and keyword arguments of one call.
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -61,19 +62,15 @@ def _call_from(item: Any, place: int) -> Call:
     return tuple(item), {}
 
 
-def check_evaluation(model: torch.nn.Module) -> None:
+def check_evaluation(model: Callable[..., Any]) -> None:
     """Refuse a model of which any part is in training mode.
 
     Raises:
         CalibrationError: it names the part, and the cure.
     """
-    for name, module in model.named_modules():
-        if module.training:
-            part = f"the model's {name}" if name else "the model"
-            raise CalibrationError(
-                f"{part} is in training mode, in which dropout and batch norm behave otherwise: "
-                "call model.eval() first"
-            )
+    problem = training_problem(model, every_part=True)
+    if problem:
+        raise CalibrationError(problem)
 
 
 def run(model: Callable[..., Any], call: Call) -> Any:

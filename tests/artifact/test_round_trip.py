@@ -470,13 +470,19 @@ class Sharing(nn.Module):
             lambda x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,)),
             "cannot be compiled as one graph",
         ),
-        (3, "got int as the model"),
     ],
 )
 def test_what_no_artifact_can_say(machine: Machine, model: Any, message: str) -> None:
     """Refused when exporting, with the reason, instead of answering wrongly later."""
     with pytest.raises(ArtifactError, match=message):
         machine.export(model, torch.rand(3))
+    assert not machine.path.exists()
+
+
+def test_what_is_no_model(machine: Machine) -> None:
+    """Told before a file is begun."""
+    with pytest.raises(OptionError, match="got int as the model"):
+        machine.export(3, torch.rand(3))
     assert not machine.path.exists()
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from singlecard.axes import Range
 from singlecard.errors import OptionError
 from singlecard.offline.build_file import BuildFile, read_build_file
 from singlecard.offline.jobs import jobs_of
-from singlecard.offline.shapes import Shape
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "build.toml"
 
@@ -56,7 +56,7 @@ def test_defaults_of_the_file_and_of_a_model(tmp_path: Path) -> None:
     small, portable = file.entries
     assert small.name == "small"
     assert small.options == {"strict": True, "min_block_size": 2}
-    assert small.shapes == (Shape("input", ((1, 8, 32), 128)),)
+    assert small.shapes == {"input": {0: Range(1, 8, 32), 1: Range(128, 128, 128)}}
     assert portable.options == {"strict": True, "min_block_size": 4}
     assert portable.memory == 2 * 10**9
     assert [job.name for job in jobs_of(file)] == [
@@ -123,7 +123,7 @@ def test_a_mistake_at_the_top_is_named(tmp_path: Path, line: str) -> None:
 OF_MODEL = {
     'shapess = "x"': ["'shapess'", "[[model]] 'bert'", "did you mean 'shapes'?"],
     'shapes = "input=2"': ["shapes", "a table from inputs"],
-    'shapes = {input = "4:2:1"}': ["'input'", "smallest <= usual <= largest"],
+    'shapes = {input = "4:2:1"}': ["'input'", "min <= opt <= max"],
     'files = "weights.bin"': ["files", "a list of files"],
     'files = ["weights.bin"]': ["'weights.bin'", "no file"],
     'precisions = ["bf16"]\ntargets = ["sm75"]': ["bf16", "sm75"],

@@ -23,11 +23,12 @@ from torch.export import ExportedProgram
 from torch.export.dynamic_shapes import _combine_args
 from torch.utils import _pytree as pytree
 
-from singlecard.artifact.dynamic import export_shapes, parameter_names, wanted_lows
+from singlecard.artifact.dynamic import wanted_lows
 from singlecard.artifact.flat import Flat, flatten_program
 from singlecard.artifact.signature import Extent, Input, Signature
 from singlecard.artifact.structure import structure_to_text
 from singlecard.artifact.watching import watched_arguments
+from singlecard.axes import Axes
 from singlecard.capture.aot import capture
 from singlecard.capture.program import Program
 from singlecard.capture.spans import Triple, symbols_of
@@ -37,8 +38,12 @@ from singlecard.lowering.sizes import UNBOUNDED, expression
 from singlecard.network.building import Progress
 from singlecard.options import Options
 from singlecard.partition import Segment
-from singlecard.report.measure import copied, cpu_convolutions
+from singlecard.report.arguments import Arguments
+from singlecard.report.doors import Entrance
+from singlecard.report.measure import cpu_convolutions
 from singlecard.report.origin import first_line, place_of
+from singlecard.report.ranges import to_dims
+from singlecard.report.refusals import refusal_of
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.wiring import Wiring
 from singlecard.session import Graph, Session
@@ -75,27 +80,21 @@ class Captured:
     timings: dict[str, float]
 
 
-def capture_model(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    dynamic_shapes: Any,
-    options: Options,
-    progress: Progress | None,
-) -> Captured:
+def capture_model(entrance: Entrance, progress: Progress | None) -> Captured:
     """Capture, lower and build a model for an artifact.
 
     Raises:
+        OptionError: PyTorch refuses a range.
         ArtifactError: it cannot be captured, or does what an artifact cannot say.
         SinglecardError: see `singlecard.session.Session.compile`.
     """
     started = time.perf_counter()
-    module = _as_module(model)
-    given, named = copied(args), copied(kwargs)
-    names, optional = parameter_names(module.forward)
-    shapes = export_shapes(dynamic_shapes, given, named, names)
+    call, options = entrance.call.copied(), entrance.options
+    module, given, named = _as_module(call.model), call.args, call.kwargs
+    names, optional = call.names, call.none
+    shapes = to_dims(entrance.axes, call) if entrance.axes else None
     with watched_arguments(module, names) as changed:
-        exported = _exported(module, given, named, shapes)
+        exported = _exported(module, call, entrance.axes, shapes)
     lows = wanted_lows(shapes, given, named)
     flat = flatten_program(exported)
     paths = _paths(exported, names)
@@ -169,21 +168,12 @@ def _build(options: Options) -> Any:
 def _as_module(model: Callable[..., Any]) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
-    if not callable(model):
-        raise ArtifactError(
-            f"export got {type(model).__name__} as the model: give a module, or a function"
-        )
     module = nn.Module()
     module.forward = model
     return module
 
 
-def _exported(
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    shapes: Any,
-) -> ExportedProgram:
+def _exported(module: nn.Module, call: Arguments, axes: Axes, shapes: Any) -> ExportedProgram:
     # torch.export wants one mapping, from the names of parameters where it knows any
     dims = None if shapes is None else _combine_args(module, *shapes)
     try:
@@ -193,9 +183,12 @@ def _exported(
             cpu_convolutions(choose=False),
             collection_paused(),
         ):
-            return torch.export.export(module, args, kwargs, dynamic_shapes=dims, strict=False)
+            exported = torch.export.export(
+                module, call.args, call.kwargs, dynamic_shapes=dims, strict=False
+            )
     except Exception as error:
-        raise _uncaptured(error) from error
+        raise refusal_of(error, axes, call) or _uncaptured(error) from error
+    return exported
 
 
 def _uncaptured(error: Exception) -> ArtifactError:

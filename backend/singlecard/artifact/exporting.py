@@ -29,11 +29,12 @@ from singlecard.capture.plain import NotPlain
 from singlecard.engine.build import Engine
 from singlecard.engine.cache import Cache
 from singlecard.engine.signing import read_key
-from singlecard.errors import ArtifactError, CacheError
+from singlecard.errors import ArtifactError, CacheError, OptionError
 from singlecard.network.building import Progress
 from singlecard.options import Options
 from singlecard.partition import Fallback
 from singlecard.recipe import binding_to_plain, wiring_to_plain
+from singlecard.report.doors import enter
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,8 @@ def export(
         kwargs: example keyword arguments.
         path: the file to write, such as ``"model.singlecard"``. One that is there stays as it is
             until the new one is whole.
-        dynamic_shapes: axes that vary, as for `singlecard.verify`: ``{axis: (min, max)}`` in a nest
-            like the arguments, or a mapping from their names; ``torch.export.Dim`` is taken too.
+        dynamic_shapes: axes that vary, as for `singlecard.verify`; an integer argument takes a
+            range too.
         options: see `singlecard.Options`. With ``signing_key`` the file is signed.
         fallback: put the whole model in as a program of PyTorch's too, which answers where engines
             cannot run. The file grows by the model's weights.
@@ -138,7 +139,8 @@ def export(
     Raises:
         ArtifactError: ``torch.export`` cannot capture the model, something in it cannot be written
             without code, or the file cannot be written.
-        OptionError: options or ``dynamic_shapes`` are not valid.
+        OptionError: an option, an argument or a range is not valid, or the model is in training
+            mode.
         SinglecardError: with ``strict=True``, whatever stands in the way of lowering everything.
 
     Example:
@@ -152,14 +154,15 @@ def export(
         raise ArtifactError(
             "export needs a file to write: give path='model.singlecard', or another name"
         )
+    if not isinstance(path, (str, os.PathLike)):
+        raise OptionError(f"path={path!r} is not valid: it takes a file to write")
     target = Path(path).expanduser()
     check_folder(target)
-    chosen = Options.parse(options)
+    entrance = enter(model, args, kwargs, dynamic_shapes, options)
+    chosen = entrance.options
     key = _key(chosen)
     Cache(chosen.cache_dir).open()
-    captured = capture_model(
-        model, tuple(args), dict(kwargs or {}), dynamic_shapes, chosen, progress
-    )
+    captured = capture_model(entrance, progress)
     engines = tuple(captured.graph.engines)
     with tempfile.TemporaryDirectory(prefix="singlecard-") as folder, writing(target) as writer:
         manifest = _write(writer, captured, chosen, fallback, Path(folder))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -201,13 +203,21 @@ _ITEM = re.compile(r"\[(?:'([^']*)'|(\d+))\]")
 
 
 def source_line(node: fx.Node) -> str:
-    """Return the user's own line that an op comes from, as ``file:line: code``, or ''."""
+    """Return the user's own line that an op comes from, as ``file:line: code``, or ''.
+
+    A line of singlecard, which calls a model to compile it, is none.
+    """
     trace = node.meta.get("stack_trace") or ""
     lines = [line.strip() for line in trace.splitlines() if line.strip()]
     for index in range(len(lines) - 1, -1, -1):
         if lines[index].startswith("File "):
             file, _, rest = lines[index].removeprefix("File ").partition(", line ")
-            number = rest.partition(",")[0]
-            code = lines[index + 1] if index + 1 < len(lines) else ""
-            return f"{file.strip(chr(34))}:{number}: {code}"
+            file = file.strip(chr(34))
+            if not file.startswith(_OWN_FOLDER):
+                number = rest.partition(",")[0]
+                code = lines[index + 1] if index + 1 < len(lines) else ""
+                return f"{file}:{number}: {code}"
     return ""
+
+
+_OWN_FOLDER = str(Path(__file__).parents[1]) + os.sep

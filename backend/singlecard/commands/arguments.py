@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from singlecard.axes import Axes, axes_from_text
 from singlecard.errors import OptionError
 from singlecard.options import Options, types_of
 from singlecard.sizes import bytes_from_text
@@ -144,15 +145,24 @@ def add_cache_dir(parser: argparse._ActionsContainer) -> None:
 
 
 def add_shapes(parser: Parser) -> None:
-    """Declare ``--shapes``, whose texts `singlecard.offline.shapes.shapes_from_text` reads."""
+    """Declare ``--shapes``, whose texts `shapes_from` reads."""
     parser.add_argument(
         "--shapes",
         action="append",
         metavar="SIZES",
-        help="sizes that inputs take, smallest:usual:largest for each axis, one number for a fixed "
-        "one, such as input_ids=1:8:32,1:128:512; several inputs by ';' or by another --shapes "
-        "(default: those of the example arguments)",
+        help="sizes that inputs take, min:opt:max for each axis, one number for a fixed one, such "
+        "as input_ids=1:8:32,1:128:512; several inputs by ';' or by another --shapes (default: "
+        "those of the example arguments)",
     )
+
+
+def shapes_from(given: argparse.Namespace) -> Axes:
+    """Return the sizes of inputs that were given.
+
+    Raises:
+        OptionError: a text is malformed.
+    """
+    return axes_from_text(given.shapes) if given.shapes else {}
 
 
 def add_build_file(parser: Parser) -> None:

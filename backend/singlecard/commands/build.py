@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 
+from singlecard.axes import remarks_on
 from singlecard.commands.answer import Answer
 from singlecard.commands.arguments import (
     Parser,
@@ -18,9 +19,9 @@ from singlecard.commands.arguments import (
     add_options,
     add_shapes,
     options_from,
+    shapes_from,
 )
 from singlecard.errors import OptionError
-from singlecard.offline.shapes import Shape, remarks_on, shapes_from_text
 
 if TYPE_CHECKING:
     from singlecard.options import Options
@@ -53,9 +54,9 @@ def run(given: argparse.Namespace) -> Answer:
     if given.model.endswith(".toml"):
         return _run_file(given)
     _refuse(given, _OF_FILES, "is for a build file: name one that ends in .toml as MODEL")
-    shapes = shapes_from_text(given.shapes) if given.shapes else ()
+    shapes = shapes_from(given)
     wanted = _options(given)
-    built = [(options.precision, _build(given, options, shapes)) for options in wanted]
+    built = [(options.precision, _build(given, options)) for options in wanted]
     targets = ",".join(wanted[0].targets or ()) or "portable"
     return _answer(given.model, targets, built, remarks_on(shapes))
 
@@ -84,14 +85,22 @@ def _options(given: argparse.Namespace) -> list[Options]:
     ]
 
 
-def _build(given: argparse.Namespace, options: Options, shapes: tuple[Shape, ...]) -> Compiled:
+def _build(given: argparse.Namespace, options: Options) -> Compiled:
     from singlecard.commands.running import run_model
-    from singlecard.offline.fitting import compile_fitted
+    from singlecard.report.verify import compile_model
 
     return run_model(
         given,
         options,
-        lambda model, progress: compile_fitted(model, shapes, options, progress),
+        lambda model, progress: compile_model(
+            model.module,
+            model.args,
+            model.kwargs,
+            model.dynamic_shapes,
+            options,
+            "eager",
+            progress,
+        ),
     )
 
 

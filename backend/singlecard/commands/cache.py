@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,13 +21,10 @@ from singlecard.commands.arguments import (
 )
 from singlecard.engine.cache import Cache, Entry
 from singlecard.errors import CacheError, OptionError
-from singlecard.offline.shapes import shapes_from_text
 
 if TYPE_CHECKING:
     from singlecard.engine.nearest import Difference
-    from singlecard.network.building import Progress
     from singlecard.report.keys import EngineLookup
-    from singlecard.report.model import Model
 
 
 def add_parser(verbs: Any) -> None:
@@ -168,18 +164,12 @@ def _explain(cache: Cache, given: argparse.Namespace) -> Answer:
 
 def _explain_model(cache: Cache, given: argparse.Namespace, model: str) -> Answer:
     options = options_from(given)
-    shapes = shapes_from_text(given.shapes) if given.shapes else ()
     from singlecard.commands.running import run_model
-    from singlecard.offline.fitting import fit
     from singlecard.report.cache_tables import lookups_table
     from singlecard.report.keys import keys_of_model, look_up
 
-    def keys_of(loaded: Model, _: Progress | None) -> list[dict[str, str]]:
-        fitted, spans = fit(loaded, shapes) if shapes else (loaded, options.profiles)
-        return keys_of_model(fitted, dataclasses.replace(options, profiles=spans))
-
     given.model = model
-    keys = run_model(given, options, keys_of, builds=False)
+    keys = run_model(given, options, lambda loaded, _: keys_of_model(loaded, options), builds=False)
     lookups = [look_up(key, cache) for key in keys]
     document = {
         "model": model,

@@ -15,6 +15,7 @@ from singlecard.commands.arguments import (
     add_common,
     add_model,
     add_options,
+    add_shapes,
     options_from,
 )
 from singlecard.errors import OptionError
@@ -29,6 +30,7 @@ def add_parser(verbs: Any) -> None:
     )
     add_model(parser)
     add_options(parser)
+    add_shapes(parser)
     parser.add_argument(
         "--top", type=int, default=10, metavar="N", help="kernels to list (default: 10)"
     )

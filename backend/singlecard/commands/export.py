@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from singlecard.commands.answer import Answer
 from singlecard.commands.arguments import (
@@ -16,13 +15,6 @@ from singlecard.commands.arguments import (
     add_shapes,
     options_from,
 )
-from singlecard.offline.shapes import Shape, shapes_from_text
-
-if TYPE_CHECKING:
-    from singlecard.artifact.exporting import ExportReport
-    from singlecard.network.building import Progress
-    from singlecard.options import Options
-    from singlecard.report.model import Model
 
 
 def add_parser(verbs: Any) -> None:
@@ -46,40 +38,24 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> Answer:
-    shapes = shapes_from_text(given.shapes) if given.shapes else ()
     options = options_from(given)
+    from singlecard.artifact.exporting import export
     from singlecard.artifact.table import export_table
     from singlecard.commands.running import run_model
 
     report = run_model(
         given,
         options,
-        lambda model, progress: _export(given, model, shapes, options, progress),
+        lambda model, progress: export(
+            model.module,
+            model.args,
+            model.kwargs,
+            given.out,
+            dynamic_shapes=model.dynamic_shapes,
+            options=options,
+            fallback=given.fallback,
+            progress=progress,
+        ),
     )
     document = {"model": given.model, **report.to_dict()}
     return Answer(document, export_table(report), 0 if report.engines else 1)
-
-
-def _export(
-    given: argparse.Namespace,
-    model: Model,
-    shapes: tuple[Shape, ...],
-    options: Options,
-    progress: Progress | None,
-) -> ExportReport:
-    from singlecard.artifact.exporting import export
-    from singlecard.offline.fitting import fit
-
-    if shapes:
-        model, spans = fit(model, shapes)
-        options = dataclasses.replace(options, profiles=spans)
-    return export(
-        model.module,
-        model.args,
-        model.kwargs,
-        given.out,
-        dynamic_shapes=model.dynamic_shapes,
-        options=options,
-        fallback=given.fallback,
-        progress=progress,
-    )

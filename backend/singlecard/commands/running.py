@@ -8,18 +8,16 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TypeVar
 
-import torch
-
+from singlecard.commands.arguments import shapes_from
 from singlecard.commands.progress import progress_bars
 from singlecard.commands.quiet import quiet
 from singlecard.engine.cache import Cache
 from singlecard.engine.remote import RemoteTier
-from singlecard.errors import ModelError, SinglecardError
+from singlecard.errors import SinglecardError
 from singlecard.network.building import Progress
+from singlecard.offline.fitting import check_runs, fit
 from singlecard.options import Options
-from singlecard.report.measure import copied
 from singlecard.report.model import Model, load_model
-from singlecard.report.origin import first_line, place_of
 
 Result = TypeVar("Result")
 
@@ -33,15 +31,19 @@ def run_model(
 ) -> Result:
     """Load MODEL, see to the cache where the work builds, and do it with progress shown.
 
+    The model's example arguments have the sizes of ``--shapes`` when the work begins.
+
     Raises:
+        OptionError: a size fits no input.
         ModelError: MODEL leads to no model, or to one that raises.
         CacheError: the cache folder cannot be used; found before the work, which may be long.
         OptionError: so of the remote cache.
     """
+    shapes = shapes_from(given)
     # PyTorch logs the traceback of an error that it raises as well.
     with nullcontext() if given.debug else quiet("torch", logging.CRITICAL):
         with progress_bars(given.model) as progress:
-            model = load_model(given.model)
+            model = fit(load_model(given.model), shapes)
             if builds:
                 Cache(options.cache_dir, fallback=not options.strict).open()
                 RemoteTier.of(options)
@@ -50,18 +52,5 @@ def run_model(
             except SinglecardError:
                 raise
             except Exception:
-                _check_runs(model)
+                check_runs(model, shapes)
                 raise
-
-
-def _check_runs(model: Model) -> None:
-    """Run a model in eager PyTorch; compiled, its own errors look like Dynamo's."""
-    try:
-        with torch.no_grad():
-            model.module(*copied(model.args), **copied(model.kwargs))
-    except Exception as error:
-        raise ModelError(
-            f"the model {model.name} raised {type(error).__name__} at {place_of(error)}: "
-            f"{first_line(error)}. It does so in plain PyTorch too: correct the model or its "
-            "example arguments"
-        ) from error

@@ -12,6 +12,7 @@ from singlecard.commands.arguments import (
     add_common,
     add_model,
     add_options,
+    add_shapes,
     options_from,
 )
 from singlecard.errors import OptionError
@@ -27,6 +28,7 @@ def add_parser(verbs: Any) -> None:
     )
     add_model(parser)
     add_options(parser)
+    add_shapes(parser)
     parser.add_argument(
         "--tolerance",
         type=float,

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from singlecard.axes import Axes, Range, axes_of_input
 from singlecard.errors import OptionError, SinglecardError
-from singlecard.offline.shapes import Shape, shape_from_text
 from singlecard.options import QUANTIZED, Options, Precision, types_of
 from singlecard.sizes import bytes_from_text
 from singlecard.targets import check_types, parse_targets
@@ -74,7 +74,7 @@ class Entry:
     model: str
     precisions: tuple[str, ...] = ("fp32",)
     targets: tuple[tuple[str, ...], ...] = ((),)
-    shapes: tuple[Shape, ...] = ()
+    shapes: Axes = field(default_factory=dict)
     calibration: Path | None = None
     memory: int | None = None
     files: tuple[Path, ...] = ()
@@ -267,21 +267,21 @@ class _Reader:
                 self._tell(f"{where}: {error}")
         return tuple(dict.fromkeys(groups))
 
-    def _shapes(self, where: str, table: Mapping[str, Any]) -> tuple[Shape, ...]:
+    def _shapes(self, where: str, table: Mapping[str, Any]) -> Axes:
         given = table.get("shapes", {})
         if not isinstance(given, Mapping) or not all(isinstance(x, str) for x in given.values()):
             self._tell(
                 f"{where}: shapes = {given!r}, it takes a table from inputs to the sizes of their "
                 'axes, such as {input_ids = "1:8:32,1:128:512"}'
             )
-            return ()
-        shapes = []
+            return {}
+        shapes: dict[str, Mapping[int, Range]] = {}
         for name, text in given.items():
             try:
-                shapes.append(shape_from_text(name, text))
+                shapes[name] = axes_of_input(name, text)
             except OptionError as error:
                 self._tell(f"{where}: {error}")
-        return tuple(shapes)
+        return shapes
 
     def _files(self, where: str, table: Mapping[str, Any]) -> tuple[Path, ...]:
         given = table.get("files", [])

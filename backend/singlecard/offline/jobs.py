@@ -12,6 +12,7 @@ from typing import Any
 
 import blake3
 
+from singlecard.axes import text_from_axes
 from singlecard.errors import OptionError
 from singlecard.offline.build_file import BuildFile, Entry
 
@@ -50,7 +51,7 @@ class Job:
             "model": self.entry.model,
             "folder": str(self.folder),
             "options": self.entry.options_for(self.precision, self.targets),
-            "shapes": {shape.input: str(shape).partition("=")[2] for shape in self.entry.shapes},
+            "shapes": {name: text_from_axes(axes) for name, axes in self.entry.shapes.items()},
         }
 
     def files(self) -> tuple[Path, ...]:

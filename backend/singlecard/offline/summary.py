@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from singlecard.axes import text_from_axes
 from singlecard.offline.pool import Limits, Outcome
 from singlecard.report.plan_rows import Grid, format_bytes
 from singlecard.report.render import table_of
@@ -40,7 +41,7 @@ def _job_document(outcome: Outcome) -> dict[str, Any]:
         "model": job.entry.model,
         "precision": job.precision,
         "targets": job.targets_text,
-        "shapes": [str(shape) for shape in job.entry.shapes],
+        "shapes": [f"{name}={text_from_axes(axes)}" for name, axes in job.entry.shapes.items()],
         "status": outcome.status,
         "reason": outcome.reason,
         "note": outcome.note,

@@ -15,10 +15,10 @@ import traceback
 from pathlib import Path
 from typing import IO, Any
 
+from singlecard.axes import axes_of_input, remarks_on
 from singlecard.engine.cache import Cache
 from singlecard.errors import SinglecardError
 from singlecard.offline.memory import held_memory
-from singlecard.offline.shapes import remarks_on, shape_from_text
 from singlecard.options import Options
 from singlecard.report.model import load_model
 
@@ -67,7 +67,7 @@ def _build(request: dict[str, Any], send: Any, go: threading.Event) -> dict[str,
     logging.getLogger("singlecard").setLevel(logging.ERROR)  # why ops stay is in the answer
     logging.getLogger("torch").setLevel(logging.CRITICAL)  # an error that it raises it logs too
     options = Options.parse(request["options"])
-    shapes = [shape_from_text(name, text) for name, text in request["shapes"].items()]
+    shapes = {name: axes_of_input(name, text) for name, text in request["shapes"].items()}
     model = load_model(request["model"])
     send({"weights": _weights(model.module)})
     go.wait()

@@ -183,12 +183,13 @@ def explain(
         module: a model, or any function of tensors.
         args: example arguments; they are copied, and not changed.
         kwargs: example keyword arguments.
-        dynamic_shapes: axes that vary, as a nest like the arguments: ``{axis: (min, max)}``.
+        dynamic_shapes: axes that vary, as for `singlecard.verify`.
         options: see `singlecard.Options`.
         progress: called with the builder's phase, the steps done and the steps in all.
 
     Raises:
-        OptionError: options or ``dynamic_shapes`` are not valid.
+        OptionError: an option, an argument or a range is not valid, or the model is in training
+            mode.
         SinglecardError: with ``strict=True``, whatever stands in the way of lowering everything.
 
     Example:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,8 @@ from singlecard.engine.memory import recall, remember
 from singlecard.engine.plan_traffic import largest, total
 from singlecard.errors import BuildError
 from singlecard.lowering.lower import Lowered
-from singlecard.options import Options
 from singlecard.partition import Segment
+from singlecard.report.doors import Entrance
 from singlecard.report.measure import run_compiled
 from singlecard.runtime.executable import Executable
 from singlecard.session import Session, _Refused
@@ -77,22 +77,15 @@ class Footprint:
         return total(plan.kernels for plan in self.plans)
 
 
-def footprint_of(
-    module: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], options: Options
-) -> Footprint:
-    """Capture and lower a model with these arguments, build its plans, and keep their sizes.
+def footprint_of(entrance: Entrance) -> Footprint:
+    """Capture and lower a model with its arguments, build its plans, and keep their sizes.
 
-    Sizes are kept in the cache folder, plans are not.
-
-    Args:
-        module: what is called; it runs once in PyTorch, and may change its arguments.
-        args: example arguments, their dynamic axes marked.
-        kwargs: example keyword arguments.
-        options: what to build with.
+    Sizes are kept in the cache folder, plans are not. The model runs once in PyTorch, and may
+    change its arguments.
     """
-    session = _SizeSession(dataclasses.replace(options, build="now"), "eager", True)
+    session = _SizeSession(dataclasses.replace(entrance.options, build="now"), "eager", True)
     with torch.random.fork_rng():
-        run_compiled(session, module, args, kwargs)
+        run_compiled(session, entrance.call, entrance.axes)
     return Footprint(
         tuple(session.kept),
         sum(map(_bytes_of, session.tensors)),

@@ -12,7 +12,8 @@ from singlecard.engine.nearest import Nearest, nearest_of, read_key, recent_keys
 from singlecard.lowering.lower import Lowered
 from singlecard.options import Options
 from singlecard.partition import Segment
-from singlecard.report.measure import copied, mark_dynamic, run_compiled
+from singlecard.report.doors import enter
+from singlecard.report.measure import run_compiled
 from singlecard.report.model import Model
 from singlecard.session import Session
 
@@ -55,11 +56,10 @@ def keys_of_model(model: Model, options: Options) -> list[dict[str, str]]:
     Precisions that are placed by what plans say have trial plans built, unless a build has done so
     before. An op that only the builder itself refuses is not known here: then keys differ.
     """
-    session = _KeySession(dataclasses.replace(options, build="now"), "eager", True)
-    given, named, shapes = copied(model.args), copied(model.kwargs), model.dynamic_shapes or {}
-    mark_dynamic(named, {key: axes for key, axes in shapes.items() if key in named}, "kwargs")
-    mark_dynamic(list(given), [axes for key, axes in shapes.items() if key not in named])
-    run_compiled(session, model.module, given, named)
+    entrance = enter(model.module, model.args, model.kwargs, model.dynamic_shapes, options)
+    chosen = dataclasses.replace(entrance.options, build="now")
+    session = _KeySession(chosen, "eager", True)
+    run_compiled(session, entrance.call.copied(), entrance.axes)
     segments = [
         segment
         for graph in session.graphs

@@ -10,7 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from singlecard.errors import OptionError
-from singlecard.report.measure import copied
+from singlecard.report.arguments import copied
 
 
 def is_cache(value: Any) -> bool:

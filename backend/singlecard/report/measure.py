@@ -5,19 +5,23 @@ from __future__ import annotations
 import itertools
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.utils import counters
-from torch.utils import _pytree as pytree
+from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 
+from singlecard.axes import Axes
 from singlecard.backend import compile_in
 from singlecard.collection import collection_paused
-from singlecard.errors import OptionError, SinglecardError
+from singlecard.errors import SinglecardError
 from singlecard.partition import Fallback
+from singlecard.report.arguments import Arguments
+from singlecard.report.ranges import mark_axes
+from singlecard.report.refusals import check_captured, refusal_of
 from singlecard.session import Graph, Session
 
 _serial = itertools.count(1)
@@ -36,62 +40,6 @@ def fresh_call(module: Callable[..., Any]) -> Callable[..., Any]:
     return types.FunctionType(code, call.__globals__, "call", None, call.__closure__)
 
 
-def copied(values: Any) -> Any:
-    """Copy every tensor in a nest of values, so that in-place changes stay apart."""
-    return pytree.tree_map_only(torch.Tensor, _copy, values)
-
-
-def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    copy = tensor.detach().clone(memory_format=torch.preserve_format)
-    for name in ("_dynamo_dynamic_indices", "_dynamo_dynamic_range"):
-        if hasattr(tensor, name):
-            setattr(copy, name, getattr(tensor, name))
-    return copy
-
-
-def mark_dynamic(values: Any, shapes: Any, path: str = "args") -> None:
-    """Mark axes of tensors as dynamic.
-
-    ``shapes`` mirrors ``values``: None or a mapping of axis to ``(min, max)``, ``torch.export.Dim``
-    or None for an open range.
-
-    Raises:
-        OptionError: the two do not fit, or a range is empty.
-    """
-    if shapes is None:
-        return
-    if isinstance(values, torch.Tensor):
-        for axis, span in dict(shapes).items():
-            low, high = _bounds(span, f"{path}, axis {axis}")
-            torch._dynamo.mark_dynamic(values, axis, min=low, max=high)
-        return
-    if isinstance(values, Mapping) and isinstance(shapes, Mapping):
-        for key, item in shapes.items():
-            if key not in values:
-                raise OptionError(f"dynamic_shapes names {key!r}, which is not among {path}")
-            mark_dynamic(values[key], item, f"{path}[{key!r}]")
-        return
-    if isinstance(values, Sequence) and isinstance(shapes, Sequence):
-        if len(shapes) > len(values):
-            raise OptionError(f"dynamic_shapes has {len(shapes)} entries, {path} {len(values)}")
-        for index, item in enumerate(shapes):
-            mark_dynamic(values[index], item, f"{path}[{index}]")
-        return
-    raise OptionError(f"dynamic_shapes does not fit {path}: got {shapes!r}")
-
-
-def _bounds(span: Any, where: str) -> tuple[int | None, int | None]:
-    if span is None:
-        return None, None
-    if hasattr(span, "min") and hasattr(span, "max"):
-        low, high = span.min, span.max
-    else:
-        low, high = span
-    if low is not None and high is not None and low > high:
-        raise OptionError(f"dynamic_shapes: {where} has min {low} > max {high}")
-    return low, high
-
-
 @contextmanager
 def cpu_convolutions(choose: bool) -> Iterator[None]:
     """Let PyTorch choose among its CPU convolutions, or not.
@@ -108,16 +56,24 @@ def cpu_convolutions(choose: bool) -> Iterator[None]:
         torch._C._set_nnpack_enabled(before[1])
 
 
-def run_compiled(
-    session: Session, module: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Any:
-    """Run ``module`` once through a session; return what it answers.
+def run_compiled(session: Session, call: Arguments, axes: Axes) -> Any:
+    """Run a model once through a session; return what it answers.
+
+    Args:
+        session: its option ``profiles`` has the ranges already.
+        call: the model and its arguments, which it may write to.
+        axes: what varies among them.
 
     Raises:
+        OptionError: PyTorch refuses a range.
         SinglecardError: what singlecard itself raised while compiling.
     """
+    mark_axes(axes, call)
+    first = itertools.count()
 
     def backend(graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+        if not next(first):  # inputs of later graphs have other names
+            check_captured(graph, axes, call)
         compiled = compile_in(session, graph, examples)
 
         def run(*values: Any) -> Any:
@@ -132,11 +88,16 @@ def run_compiled(
     before = Counter(breaks)
     try:
         with torch.no_grad(), patched, collection_paused(), cpu_convolutions(choose=False):
-            return torch.compile(fresh_call(module), backend=backend)(*args, **kwargs)
+            return torch.compile(fresh_call(call.model), backend=backend)(*call.args, **call.kwargs)
     except BackendCompilerFailed as error:  # Dynamo's envelope around an error of ours
         if isinstance(error.inner_exception, SinglecardError):
             raise error.inner_exception from error
         raise
+    except ConstraintViolationError as error:
+        refusal = refusal_of(error, axes, call)
+        if refusal is None:
+            raise
+        raise refusal from error
     finally:
         fresh = [text for text, times in breaks.items() if times > before[text]]
         if fresh:

@@ -13,12 +13,14 @@ from singlecard.engine.cards import Card
 from singlecard.errors import BuildError, OptionError, TargetError
 from singlecard.network.building import Progress
 from singlecard.options import QUANTIZED, Options, types_of
+from singlecard.report.arguments import arguments_of
 from singlecard.report.card_memory import memory_from, memory_of_card
+from singlecard.report.doors import Entrance, enter
 from singlecard.report.footprint import Footprint, footprint_of
 from singlecard.report.kv_cache import config_cache_bytes
 from singlecard.report.memory_rows import MemoryPlan, PlanRow
 from singlecard.report.origin import first_line
-from singlecard.report.sized import Sizes, mark_axes, sized, sizes_of
+from singlecard.report.sized import Sizes, sized, sizes_of
 from singlecard.targets import check_types
 
 #: Best answers first: in this order precisions are recommended.
@@ -83,8 +85,14 @@ def plan_memory(
     if not precisions:
         raise OptionError(f"no precision to plan for: name some, such as {', '.join(PRECISIONS)}")
     chosen = _options_of(options, precisions, target)
-    work = _Work(module, tuple(args), dict(kwargs or {}), dynamic_shapes, memory, kept)
+    call = arguments_of(module, args, kwargs)
+    work = _Work(module, call.args, call.kwargs, dynamic_shapes, memory, kept)
     wanted = list(_wanted(work, batches, lengths))
+    if dynamic_shapes is None:
+        work.entrance(chosen[0], sizes_of(call.args, call.kwargs))
+    else:  # before any is built: each size must lie in its range
+        for sizes in wanted:
+            work.entrance(chosen[0], sizes)
     rows: list[PlanRow] = []
     for place, (options_, sizes) in enumerate((o, s) for o in chosen for s in wanted):
         if progress is not None:
@@ -152,15 +160,22 @@ class _Work:
 
     def _footprint(self, options: Options, sizes: Sizes) -> Footprint:
         try:
-            args, kwargs = sized(self.module, self.args, self.kwargs, sizes)
-            mark_axes(args, kwargs, self.dynamic_shapes)
-            return footprint_of(self.module, args, kwargs, options)
+            return footprint_of(self.entrance(options, sizes))
         except (BuildError, OptionError):
             raise
         except Exception as error:
             if sizes == sizes_of(self.args, self.kwargs):
                 raise
             raise _NotTaken(f"{_named(sizes)}: {self._reason(error, sizes)}") from error
+
+    def entrance(self, options: Options, sizes: Sizes) -> Entrance:
+        """Return the model with its arguments in these sizes.
+
+        Raises:
+            OptionError: an argument or a range is not valid, or a size lies outside of its range.
+        """
+        args, kwargs = sized(self.module, self.args, self.kwargs, sizes)
+        return enter(self.module, args, kwargs, self.dynamic_shapes, options)
 
     def _reason(self, error: Exception, sizes: Sizes) -> str:
         """Return why a size has no plan: in the model's own words, where it refuses the size."""

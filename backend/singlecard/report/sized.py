@@ -10,8 +10,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from singlecard.errors import OptionError
+from singlecard.report.arguments import copied
 from singlecard.report.kv_cache import cache_length, caches_in, with_new_caches
-from singlecard.report.measure import copied, mark_dynamic
 
 
 @dataclass(frozen=True)
@@ -80,19 +80,6 @@ def sized(
         torch.Tensor, resize, copied((tuple(args), dict(kwargs)))
     )
     return with_new_caches(module, new_args, new_kwargs, wanted.length)
-
-
-def mark_axes(args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Any) -> None:
-    """Mark axes that vary, given as `singlecard.verify` takes them.
-
-    Raises:
-        OptionError: they do not fit the arguments.
-    """
-    if not isinstance(shapes, Mapping):
-        mark_dynamic(args, shapes)
-        return
-    mark_dynamic(kwargs, {key: axes for key, axes in shapes.items() if key in kwargs}, "kwargs")
-    mark_dynamic(list(args), [axes for key, axes in shapes.items() if key not in kwargs])
 
 
 def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:

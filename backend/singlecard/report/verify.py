@@ -16,7 +16,9 @@ from singlecard.network.building import Progress
 from singlecard.options import Options
 from singlecard.partition import Fallback
 from singlecard.placement import Placement
-from singlecard.report.measure import copied, mark_dynamic, run_compiled
+from singlecard.report.arguments import copied
+from singlecard.report.doors import enter
+from singlecard.report.measure import run_compiled
 from singlecard.report.quantized import placement_dict
 from singlecard.session import Session
 
@@ -129,18 +131,15 @@ def compile_model(
     execution: str,
     progress: Progress | None,
 ) -> Compiled:
-    """Capture, lower and build a model with example arguments, and run it once."""
-    session = Session(Options.parse(options), execution, True, progress)
-    given, named = copied(tuple(args)), copied(dict(kwargs or {}))
-    if dynamic_shapes is not None:
-        if isinstance(dynamic_shapes, Mapping):
-            mark_dynamic(named, {k: v for k, v in dynamic_shapes.items() if k in named}, "kwargs")
-            rest = [key for key in dynamic_shapes if key not in named]
-            mark_dynamic(list(given), [dynamic_shapes[key] for key in rest])
-        else:
-            mark_dynamic(given, dynamic_shapes)
+    """Capture, lower and build a model with example arguments, and run it once.
+
+    Raises:
+        OptionError: an option, the model, its arguments or a range is not valid.
+    """
+    entrance = enter(module, args, kwargs, dynamic_shapes, options)
+    session = Session(entrance.options, execution, True, progress)
     started = time.perf_counter()
-    outputs = run_compiled(session, module, given, named)
+    outputs = run_compiled(session, entrance.call.copied(), entrance.axes)
     total = time.perf_counter() - started
     timings = dict(session.timings)
     timings["total"] = total
@@ -173,12 +172,16 @@ def verify(
         module: a model, or any function of tensors.
         args: example arguments; they are copied, and not changed.
         kwargs: example keyword arguments.
-        dynamic_shapes: axes that vary, as a nest like the arguments: ``{axis: (min, max)}``.
+        dynamic_shapes: axes that vary, and between which sizes: a dict from parameters to
+            ``{axis: (min, max)}`` or ``{axis: (min, opt, max)}``, or a sequence of these in the
+            order of arguments; containers take a nest like themselves. All that ``torch.export``
+            takes is taken, too. docs/offline.md lists every form.
         options: see `singlecard.Options`.
         progress: called with the builder's phase, the steps done and the steps in all.
 
     Raises:
-        OptionError: options or ``dynamic_shapes`` are not valid.
+        OptionError: an option, an argument or a range is not valid, or the model is in training
+            mode.
         SinglecardError: with ``strict=True``, whatever stands in the way of lowering everything.
 
     Example:
