@@ -16,6 +16,7 @@ from typing import Any
 import blake3
 import torch
 
+from singlecard.capture.layouts import Layout
 from singlecard.capture.plain import NotPlain, from_plain, function_name, function_named, to_plain
 from singlecard.capture.results import Result, View
 from singlecard.lowering.lower import Profile
@@ -199,19 +200,36 @@ def binding_from_plain(held: Any) -> Binding:
 def _result_to_plain(result: Result) -> dict[str, Any]:
     return {
         "owner": result.owner,
-        "order": None if result.order is None else list(result.order),
+        "layout": None if result.layout is None else _layout_to_plain(result.layout),
         "views": [[function_name(view.target), to_plain(view.rest)] for view in result.views],
         "source": result.source,
     }
 
 
 def _result_from_plain(held: Any) -> Result:
-    order, views = held["order"], held["views"]
+    layout, views = held["layout"], held["views"]
     return Result(
         held["owner"],
-        None if order is None else tuple(map(int, order)),
+        None if layout is None else _layout_from_plain(layout),
         tuple(View(function_named(name), from_plain(rest)) for name, rest in views),
         held["source"],
+    )
+
+
+def _layout_to_plain(layout: Layout) -> dict[str, Any]:
+    return {
+        "order": list(layout.order),
+        "broadcast": list(layout.broadcast),
+        "strides": None if layout.strides is None else list(layout.strides),
+    }
+
+
+def _layout_from_plain(held: Any) -> Layout:
+    strides = held["strides"]
+    return Layout(
+        tuple(map(int, held["order"])),
+        tuple(map(int, held["broadcast"])),
+        None if strides is None else tuple(map(int, strides)),
     )
 
 

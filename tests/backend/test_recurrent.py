@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import singlecard
+from tests.backend.harness import Compiled, Watched
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "rnn": lambda: nn.RNN(8, 16, nonlinearity="relu"),
@@ -30,6 +31,47 @@ def test_layers_are_one_engine(name: str) -> None:
         report = singlecard.verify(LAYERS[name]().eval(), (torch.randn(3, 5, 8),))
     assert (report.coverage, report.engines) == (1.0, 1)
     assert report.mismatch is None and report.relative_l2 < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["lstm", "lstm, two layers, both directions", "gru"])
+def test_compiled_layers_are_the_verified_ones(name: str) -> None:
+    """PyTorch has an LSTM of its own for CPUs: what is verified would not be what runs."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model, x = LAYERS[name]().eval(), torch.randn(3, 5, 8)
+    with torch._dynamo.config.patch(allow_rnn=True):
+        watched = Watched(model)
+        (got, state), (want, held) = watched(x), model(x)
+    assert not watched.reasons and watched.lowered > 0
+    torch.testing.assert_close((got, state), (want, held))
+    assert got.stride() == want.stride()
+
+
+@torch.no_grad()
+def test_lengths_that_vary_leave_the_layer_whole() -> None:
+    """There is no number of steps; PyTorch's own layer reads memory that another op laid out."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model = nn.LSTM(8, 16, batch_first=True).eval()
+    with torch._dynamo.config.patch(allow_rnn=True):
+        compiled = Compiled(lambda x: model(x * 2)[0].transpose(1, 2) * 2, dynamic=True)
+        graphs = set()
+        for length in (5, 7):
+            x = torch.randn(3, length, 8)
+            torch.testing.assert_close(compiled(x), model(x * 2)[0].transpose(1, 2) * 2)
+            graphs.add(compiled.graphs)
+    assert len(graphs) == 1
+
+
+def test_verify_takes_lengths_that_vary() -> None:
+    """verify took the layer apart where torch.compile does not, and refused the range."""
+    torch._dynamo.reset()
+    model = nn.LSTM(8, 16).eval()
+    with torch._dynamo.config.patch(allow_rnn=True):
+        report = singlecard.verify(model, (torch.randn(5, 3, 8),), dynamic_shapes=({0: (2, 20)},))
+    assert report.mismatch is None
+    assert "aten.mkldnn_rnn_layer" in dict(report.fallback)
 
 
 @pytest.mark.parametrize(

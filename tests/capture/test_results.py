@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from singlecard.backend import compile_graph
-from singlecard.capture.results import axis_order, laid_out
 from singlecard.report.measure import fresh_call
 
 
@@ -26,8 +25,9 @@ def check(model: Callable[..., Any], *args: torch.Tensor, dynamic: bool | None =
     theirs = [arg.detach().clone(memory_format=torch.preserve_format) for arg in args]
     got, want = compiled(*ours), model(*theirs)
     for a, b in zip([*got, *ours], [*want, *theirs], strict=True):
-        # Gaps that a slice leaves and the zero strides of a broadcast are not made again.
-        assert a.stride() == b.stride() or not torch.ops.aten.is_non_overlapping_and_dense(b)
+        # Gaps that a slice leaves are not made again.
+        is_dense = torch.ops.aten.is_non_overlapping_and_dense(b)
+        assert a.stride() == b.stride() or not (is_dense or 0 in b.stride())
     for place in range(len(got)):
         torch.testing.assert_close([*got, *ours], [*want, *theirs])
         if want[place].is_contiguous():
@@ -77,6 +77,7 @@ CASES: dict[str, tuple[Callable[..., Any], int]] = {
     "a value with transposed memory": (transposed, 1),
     "a view of a view alone": (lambda x: ((x + 1).t()[1:],), 1),
     "an expanded value": (lambda x: ((x.sum(0, keepdim=True)).expand(2, 3),), 1),
+    "rows of one row": (lambda x: ((x + 1).mean(0).expand(4, 3), x * 2), 1),
     "an eager op's view of an input": (lambda x: (torch.special.bessel_j0(x).t(), x.t() * 1), 1),
     "an input that is written and read": (lambda x: (x.add_(1) * 2, x + 1), 1),
 }
@@ -114,16 +115,6 @@ def test_strided_look_at_an_engines_value() -> None:
     check(
         lambda x: (torch.as_strided(x.t() + 1, (2, 2), (1, 2)) * 1,), torch.arange(6.0).view(2, 3)
     )
-
-
-def test_axis_order_round_trip() -> None:
-    """The layout of every permutation of axes is told and made again."""
-    for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0), (0, 2, 1), (2, 1, 0)):
-        want = torch.empty(2, 3, 4).permute(order)
-        got = laid_out(torch.empty(want.shape), axis_order(want))
-        assert got.stride() == want.stride()
-    assert axis_order(torch.empty(3, 1, 1)) is None
-    assert axis_order(torch.empty(1, 3).expand(2, 3)) is None
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

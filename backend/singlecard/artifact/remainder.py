@@ -16,7 +16,7 @@ from singlecard.errors import ArtifactError
 from singlecard.lowering.call import op_name
 from singlecard.partition import Segment
 from singlecard.report.origin import first_line
-from singlecard.runtime.runners import Runner, eager_runner
+from singlecard.runtime.runners import Runner, eager_runner, entrance_of
 
 #: What a size that only a run tells is taken for while a segment is traced.
 _UNTOLD = 3
@@ -57,9 +57,13 @@ def export_segment(program: Program, segment: Segment) -> ExportedProgram:
 def segment_runner(program: ExportedProgram) -> Runner:
     """Return what runs a segment."""
     module: Callable[..., Sequence[Any]] = program.module(check_guards=False)
+    placeholders = program.graph.find_nodes(op="placeholder")
+    given = program.graph_signature.user_inputs
+    by_name = {node.name: node.meta.get("val") for node in placeholders}
+    enter = entrance_of([by_name.get(name) for name in given])
 
     def run(values: Sequence[Any]) -> Sequence[Any]:
-        return module(*values)
+        return module(*enter(values))
 
     return run
 

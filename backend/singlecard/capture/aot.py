@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from singlecard.capture import ops
 from singlecard.capture.composite import kept_whole
 from singlecard.capture.decompose import DECOMPOSITIONS
+from singlecard.capture.layouts import promise_layouts
 from singlecard.capture.numbers import freeze_numbers
 from singlecard.capture.program import Program
 from singlecard.capture.results import describe_results
@@ -248,6 +249,8 @@ def program_from_aot(original: fx.GraphModule, frozen: dict[int, torch.Tensor]) 
     graph = module.graph
     for node in graph.find_nodes(op="call_function", target=ops.linear):
         node.target = aten.linear.default  # kept whole: from here on PyTorch's own op says it
+    for node in graph.find_nodes(op="call_function", target=ops.laid_attention):
+        node.target, node.args = ops.attention, node.args[:-1]  # its value's strides say the rest
     read_owners(graph)
     placeholders = graph.find_nodes(op="placeholder")
     place = {node: index for index, node in enumerate(placeholders)}
@@ -272,6 +275,7 @@ def program_from_aot(original: fx.GraphModule, frozen: dict[int, torch.Tensor]) 
         node.replace_all_uses_with(attribute)
         graph.erase_node(node)
     read_sizes_from_inputs(graph)
+    promise_layouts(graph)
     positions = tuple(index for index in range(len(placeholders)) if index not in frozen)
     output = graph.output_node()
     computed, sizes, results = describe_results(list(output.args[0]))  # type: ignore[arg-type]

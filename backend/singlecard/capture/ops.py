@@ -7,13 +7,21 @@ graph. Each has an implementation in PyTorch, for the parts of a model that stay
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+
+from singlecard.capture.layouts import packed
 
 _library = torch.library.Library("singlecard", "DEF")
 _library.define(
     "attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool is_causal,"
     " float? scale, bool enable_gqa, bool rows_see=False) -> Tensor"
+)
+_library.define(
+    "laid_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool is_causal,"
+    " float? scale, bool enable_gqa, int[] order) -> Tensor"
 )
 _library.define("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
 _library.define("grouped_mm(Tensor input, Tensor weight, Tensor offsets) -> Tensor")
@@ -53,6 +61,38 @@ def _attention_fake(
     if not enable_gqa:
         batch = torch.broadcast_shapes(batch, key.shape[:-2], value.shape[:-2])
     return query.new_empty((*batch, query.shape[-2], value.shape[-1]))
+
+
+def _laid_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    order: Sequence[int],
+) -> torch.Tensor:
+    """Attention whose axes lie in ``order``, from the outermost in memory to the innermost.
+
+    PyTorch's own choice depends on the device; views, and strides that others see, follow from it.
+    """
+    result = _attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+    return packed(result, tuple(order))
+
+
+def _laid_attention_fake(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    order: Sequence[int],
+) -> torch.Tensor:
+    result = _attention_fake(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+    return packed(result, tuple(order))
 
 
 def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -124,6 +164,7 @@ def _update_cache_fake(
 
 
 _library.impl("attention", _attention, "CompositeExplicitAutograd")
+_library.impl("laid_attention", _laid_attention, "CompositeExplicitAutograd")
 _library.impl("linear", _linear, "CompositeExplicitAutograd")
 _library.impl("rms_norm", _rms_norm, "CompositeExplicitAutograd")
 _library.impl("grouped_mm", _grouped_mm, "CompositeExplicitAutograd")
@@ -131,6 +172,7 @@ _library.impl("rotary", _rotary, "CompositeExplicitAutograd")
 _library.impl("update_cache", _update_cache, "CompositeExplicitAutograd")
 torch.library.register_fake("singlecard::grouped_mm", _grouped_mm_fake, lib=_library)
 torch.library.register_fake("singlecard::attention", _attention_fake, lib=_library)
+torch.library.register_fake("singlecard::laid_attention", _laid_attention_fake, lib=_library)
 torch.library.register_fake("singlecard::linear", _linear_fake, lib=_library)
 torch.library.register_fake("singlecard::rms_norm", _rms_norm_fake, lib=_library)
 torch.library.register_fake("singlecard::rotary", _rotary_fake, lib=_library)
@@ -138,6 +180,7 @@ torch.library.register_fake("singlecard::update_cache", _update_cache_fake, lib=
 
 grouped_mm = torch.ops.singlecard.grouped_mm.default
 attention = torch.ops.singlecard.attention.default
+laid_attention = torch.ops.singlecard.laid_attention.default
 linear = torch.ops.singlecard.linear.default
 rms_norm = torch.ops.singlecard.rms_norm.default
 update_cache = torch.ops.singlecard.update_cache.default

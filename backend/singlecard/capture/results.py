@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from singlecard.capture.layouts import Layout, layout_of
+
 
 @dataclass(frozen=True)
 class SizeAt:
@@ -37,15 +39,14 @@ class Result:
     Attributes:
         owner: results with the same owner share memory; None for views of an input, which
             AOTAutograd makes again, and for what is no tensor.
-        order: the owner's axes from the largest stride to the smallest; None where it is contiguous
-            or the order is not known.
+        layout: of the owner; None where it is contiguous.
         views: what makes the result from its owner, done again on every call.
         source: of a view of an input, that input's place among the graph's placeholders: PyTorch
             goes by the strides and the offset of what it gets, so it must get the view itself.
     """
 
     owner: int | None = None
-    order: tuple[int, ...] | None = None
+    layout: Layout | None = None
     views: tuple[View, ...] = ()
     source: int | None = None
 
@@ -72,20 +73,12 @@ def describe_results(
         place = owners.setdefault(owner, len(owners))
         computed.append(owner)
         made = tuple(View(view.target, _rest(view, sizes)) for view in views)
-        described.append(Result(place, axis_order(owner.meta["val"]), made))
+        described.append(Result(place, layout_of(owner.meta["val"]), made))
     return computed, list(sizes), tuple(described)
 
 
 def _place_of(placeholder: fx.Node) -> int:
     return list(placeholder.graph.find_nodes(op="placeholder")).index(placeholder)
-
-
-def laid_out(value: torch.Tensor, order: tuple[int, ...] | None) -> torch.Tensor:
-    """Return a tensor whose axes lie in memory in this order, the same where they do already."""
-    if order is None:
-        return value.contiguous()
-    inverse = sorted(range(len(order)), key=order.__getitem__)
-    return value.permute(order).contiguous().permute(inverse)
 
 
 def view_again(value: Any, views: Sequence[View], sizes: Sequence[Any]) -> Any:
@@ -130,23 +123,3 @@ def _rest(view: fx.Node, sizes: dict[fx.Node, SizeAt]) -> tuple[Any, ...]:
         return sizes.setdefault(arg, SizeAt(len(sizes))) if isinstance(arg, fx.Node) else arg
 
     return tuple(fx.node.map_aggregate(arg, place_of) for arg in view.args[1:])
-
-
-def axis_order(value: torch.Tensor) -> tuple[int, ...] | None:
-    """Return a fake tensor's axes from the largest stride on; None if contiguous or not known."""
-    sizes, strides = ([_hint(item) for item in items] for items in (value.shape, value.stride()))
-    if None in sizes or None in strides:
-        return None
-    # Axes of extent 1 lie anywhere: they keep their places.
-    moving = [axis for axis, size in enumerate(sizes) if size != 1]
-    if any(strides[axis] == 0 for axis in moving):
-        return None
-    by_stride = iter(sorted(moving, key=lambda axis: -(strides[axis] or 0)))
-    order = tuple(axis if size == 1 else next(by_stride) for axis, size in enumerate(sizes))
-    return None if order == tuple(range(value.ndim)) else order
-
-
-def _hint(size: Any) -> int | None:
-    if isinstance(size, torch.SymInt):
-        return None if size.node.hint is None else int(size.node.hint)
-    return int(size)

@@ -129,13 +129,18 @@ def read_sizes_from_inputs(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
+def _strides(value: Any) -> tuple[Any, ...]:
+    is_plain = isinstance(value, torch.Tensor) and value.layout is torch.strided
+    return tuple(value.stride()) if is_plain else ()
+
+
 class SizeNodes:
     """The nodes of a graph that have the values of symbols, and those that follow from them."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
         self._known: dict[sympy.Expr, fx.Node] = {}
-        self._extents: dict[sympy.Symbol, tuple[fx.Node, int, Linear]] = {}
+        self._extents: dict[sympy.Symbol, tuple[Any, fx.Node, int, Linear]] = {}
         self._inputs = graph.find_nodes(op="placeholder")
         for node in self._inputs:
             self.learn(node)
@@ -143,7 +148,13 @@ class SizeNodes:
             for axis, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
                 linear = Linear.of(expression(size))
                 if linear and (linear.is_symbol or linear.symbol not in self._extents):
-                    self._extents.setdefault(linear.symbol, (node, axis, linear))
+                    self._extents.setdefault(linear.symbol, (aten.sym_size.int, node, axis, linear))
+        for node in self._inputs:  # what no extent tells, a stride may
+            for axis, step in enumerate(_strides(node.meta.get("val"))):
+                linear = Linear.of(expression(step))
+                if linear and linear.is_symbol:
+                    read = aten.sym_stride.int
+                    self._extents.setdefault(linear.symbol, (read, node, axis, linear))
 
     def learn(self, node: fx.Node) -> None:
         """Note that a node has the value of a symbol, where it does."""
@@ -163,10 +174,10 @@ class SizeNodes:
     def symbol(self, symbol: sympy.Symbol) -> fx.Node | None:
         """Return the node that has the value of a symbol; None where no input tells it."""
         if symbol not in self._known and symbol in self._extents:
-            node, axis, linear = self._extents[symbol]
+            target, node, axis, linear = self._extents[symbol]
             with self.graph.inserting_after(self._inputs[-1]):
-                read = self.graph.call_function(aten.sym_size.int, (node, axis))
-            read.meta["val"] = node.meta["val"].shape[axis]
+                read = self.graph.call_function(target, (node, axis))
+            read.meta["val"] = target(node.meta["val"], axis)
             if not linear.is_symbol:
                 with self.graph.inserting_after(read):
                     less = self._call(operator.sub, read, linear.rest)

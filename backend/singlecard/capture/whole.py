@@ -11,6 +11,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from singlecard.capture import ops
+from singlecard.capture.layouts import layout_of
 
 _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 _LINEAR = ("input", "weight", "bias")
@@ -20,7 +21,8 @@ def keep_whole(graph: fx.Graph) -> None:
     """Replace calls by our own ops where the meaning is the same.
 
     Before:  F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=..., enable_gqa=...)
-    After:   singlecard::attention(q, k, v, mask, causal, scale, enable_gqa)
+    After:   singlecard::attention(q, k, v, mask, causal, scale, enable_gqa), with the order of the
+             result's axes in memory where it is not contiguous
 
     Before:  F.linear(x, weight, bias)
     After:   singlecard::linear(x, weight, bias)
@@ -60,6 +62,8 @@ def _replace(
             continue
         with graph.inserting_before(node):
             whole = graph.call_function(own, given)
+            if own is ops.attention and (layout := layout_of(node.meta["example_value"])):
+                whole.target, whole.args = ops.laid_attention, (*given, list(layout.order))
         whole.meta = dict(node.meta)
         node.replace_all_uses_with(whole)
         graph.erase_node(node)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from singlecard.capture.layouts import OF_MEMORY, promised
 from singlecard.capture.program import with_effects
 
 
@@ -47,6 +48,15 @@ def meta_of(value: Any) -> Any:
     return value
 
 
+def _as_promised(node: fx.Node, value: Any) -> Any:
+    """Return what is known of an op's first argument, with the strides that it has in PyTorch."""
+    strides = next(iter(promised(node)), None)
+    if strides is None or tuple(value.stride()) == tuple(strides):
+        return value
+    with value.fake_mode:
+        return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device)
+
+
 @dataclass(frozen=True, eq=False)
 class Call:
     """A node whose arguments, defaults filled in, are known by name.
@@ -72,6 +82,9 @@ class Call:
         else:
             arguments = {f"arg{index}": value for index, value in enumerate(node.args)}
         values = {name: meta_of(value) for name, value in arguments.items()}
+        if node.target in OF_MEMORY:
+            name = next(iter(values))
+            values[name] = _as_promised(node, values[name])
         return cls(node, arguments, values, node.meta.get("val"))
 
     @property

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from singlecard.capture.layouts import symbols_promised
 from singlecard.capture.program import Program, source_line
 from singlecard.capture.symbols import SizeNodes, is_number, symbols_in
 from singlecard.lowering.call import op_name
@@ -164,6 +165,9 @@ def _segment(sizes: SizeNodes, nodes: list[fx.Node], lowered: bool) -> Segment:
             outputs[node] = None
     if lowered:
         inputs |= dict.fromkeys(_sizes_of(sizes, nodes, inputs))
+    else:  # strides that an op was promised may follow from sizes that none of its tensors has
+        told = map(sizes.symbol, symbols_promised(nodes))
+        inputs |= {node: None for node in told if node is not None and node not in inside}
     return Segment(lowered, tuple(nodes), tuple(inputs), tuple(outputs))
 
 

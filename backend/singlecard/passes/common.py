@@ -7,7 +7,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from singlecard.capture.layouts import promised
 from singlecard.capture.program import Program
+
+#: Ops of others may draw numbers, or count their calls, and need not say so.
+_FUNCTIONS = ("aten", "prims", "singlecard")
 
 
 def _key(value: Any) -> Any:
@@ -25,10 +29,13 @@ def merge_common(program: Program) -> None:
     for node in list(program.calls()):
         target = node.target
         if isinstance(target, torch._ops.OpOverload) and (
-            torch.Tag.nondeterministic_seeded in target.tags or target._schema.is_mutable
+            torch.Tag.nondeterministic_seeded in target.tags
+            or target._schema.is_mutable
+            or target.namespace not in _FUNCTIONS
         ):
             continue
-        key = (target, _key(node.args), tuple((k, _key(v)) for k, v in sorted(node.kwargs.items())))
+        named = tuple((k, _key(v)) for k, v in sorted(node.kwargs.items()))
+        key = (target, _key(node.args), named, str(promised(node)))
         first = seen.setdefault(key, node)
         if first is not node:
             node.replace_all_uses_with(first)

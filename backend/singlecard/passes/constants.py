@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from singlecard.capture.layouts import promised, restrided
 from singlecard.capture.program import Program
 from singlecard.capture.quantized import dequantize, fake_quantize
 from singlecard.host_memory import on_cpu
@@ -31,6 +32,9 @@ _DEQUANTIZE = (
     "torchao.dequantize_",
 )
 
+#: Whose ops are computed ahead of time. Another's kernel may be there on the card alone.
+_FOLDED = ("aten", "prims", "singlecard", "quantized_decomposed", "torchao")
+
 _RANDOM = torch.Tag.nondeterministic_seeded
 
 
@@ -49,6 +53,8 @@ def _is_foldable(node: fx.Node, folded: dict[fx.Node, Any]) -> bool:
     if isinstance(target, torch._ops.OpOverload):
         if _RANDOM in target.tags or target._schema.is_mutable:
             return False
+        if target.namespace not in _FOLDED:
+            return False
         if str(target).startswith(_DEQUANTIZE):
             return False
     elif getattr(target, "__name__", "") != "getitem":
@@ -63,8 +69,14 @@ def _is_foldable(node: fx.Node, folded: dict[fx.Node, Any]) -> bool:
 
 
 def _evaluate(node: fx.Node, folded: dict[fx.Node, Any]) -> Any:
-    args = fx.map_arg(node.args, lambda arg: _here(folded[arg]))
-    kwargs = dict(fx.map_arg(node.kwargs, lambda arg: _here(folded[arg])))
+    strides = iter(promised(node))
+
+    def value_of(arg: fx.Node) -> Any:
+        value, wanted = _here(folded[arg]), next(strides, None)
+        return value if wanted is None else restrided(value, wanted, from_start=True)
+
+    args = fx.map_arg(node.args, value_of)
+    kwargs = dict(fx.map_arg(node.kwargs, value_of))
     if kwargs.get("device") is not None:
         kwargs["device"] = torch.device("cpu")
     # Without the copies that passes drop, a constant may lie otherwise than a view expects.

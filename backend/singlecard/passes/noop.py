@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from singlecard.capture.layouts import reads_memory
 from singlecard.capture.program import Program
-from singlecard.passes.rule import BY_LAYOUT, forward, is_call, same_shape
+from singlecard.passes.rule import forward, is_call, same_shape
 
 aten = torch.ops.aten
 
@@ -30,8 +31,11 @@ _SHAPES = (
 
 
 def drop_copy(program: Program, node: fx.Node) -> bool:
-    """x -> clone -> y   becomes   x -> y: memory inside an engine is the builder's business."""
-    if not is_call(node, *_COPIES) or any(user.target in BY_LAYOUT for user in node.users):
+    """x -> clone -> y   becomes   x -> y: memory inside an engine is the builder's business.
+
+    Outside of it an op may read memory itself: the copy in front of one stays.
+    """
+    if not is_call(node, *_COPIES) or any(reads_memory(user.target) for user in node.users):
         return False
     forward(program, node, node.args[0])  # type: ignore[arg-type]
     return True
@@ -45,7 +49,7 @@ def drop_identity(program: Program, node: fx.Node) -> bool:
     before, after = source.meta["val"], node.meta["val"]  # type: ignore[union-attr]
     if before.dtype != after.dtype or before.device != after.device:
         return False
-    if not same_shape(source, node) or any(user.target in BY_LAYOUT for user in node.users):  # type: ignore[arg-type]
+    if not same_shape(source, node) or any(reads_memory(user.target) for user in node.users):  # type: ignore[arg-type]
         return False
     if is_call(node, aten.permute.default):
         order = [axis % before.ndim for axis in node.args[1]]  # type: ignore[union-attr]

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from singlecard.capture.program import PATH_KEYS, Program
-
-#: Ops that read memory by its layout: a copy in front of them means something.
-BY_LAYOUT = (torch.ops.aten.as_strided.default, torch.ops.aten.view.dtype)
 
 #: A rule looks at one node; it returns True where it changed the graph around it.
 Rule = Callable[[Program, fx.Node], bool]

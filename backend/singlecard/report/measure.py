@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._decomp import decompositions
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.utils import counters
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
@@ -45,13 +46,26 @@ def cpu_convolutions(choose: bool) -> Iterator[None]:
     """Let PyTorch choose among its CPU convolutions, or not.
 
     Its choice depends on the batch size, and tracing a dynamic batch would split its range at 16.
+    Nothing else may change: what is verified is what runs. PyTorch's LSTM looks at the same switch.
     """
     before = torch._C._get_mkldnn_enabled(), torch._C._get_nnpack_enabled()
+    choose_lstm: Callable[..., Any] = decompositions.select_one_layer_lstm_function
+
+    def unswitched(*args: Any) -> Any:
+        now = torch._C._get_mkldnn_enabled()
+        torch._C._set_mkldnn_enabled(before[0])
+        try:
+            return choose_lstm(*args)
+        finally:
+            torch._C._set_mkldnn_enabled(now)
+
     torch._C._set_mkldnn_enabled(choose)
     torch._C._set_nnpack_enabled(choose)
+    decompositions.select_one_layer_lstm_function = unswitched
     try:
         yield
     finally:
+        decompositions.select_one_layer_lstm_function = choose_lstm
         torch._C._set_mkldnn_enabled(before[0])
         torch._C._set_nnpack_enabled(before[1])
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from singlecard.capture.layouts import Layout, laid_out
 from singlecard.capture.program import Program
-from singlecard.capture.results import laid_out, view_again
+from singlecard.capture.results import view_again
 from singlecard.partition import Segment
 from singlecard.runtime.frozen import Frozen, getter
 from singlecard.runtime.runners import Runner
@@ -59,8 +60,8 @@ class Executable:
         self._leaves_no_trace = not wiring.mutations and all(step.lowered for step in wiring.steps)
         #: Picks what the graph computes, where each is simply in a slot when all steps are done.
         self._computed = self._plain_outputs(given)
-        #: Axis orders of results, where each is a tensor with memory of its own.
-        self._orders = self._plain_orders()
+        #: Layouts of results, where each is a tensor with memory of its own.
+        self._layouts = self._plain_layouts()
 
     def _plain_outputs(self, given: set[int]) -> Callable[[Any], Sequence[Any]] | None:
         outputs = self.wiring.outputs
@@ -68,11 +69,11 @@ class Executable:
         simple = given.issuperset(numbers) and not self.wiring.constants.keys() & set(numbers)
         return getter(numbers) if simple and len(numbers) == len(outputs) else None
 
-    def _plain_orders(self) -> list[tuple[int, ...] | None] | None:
+    def _plain_layouts(self) -> list[Layout | None] | None:
         results = self.wiring.results
         owners = {item.owner for item in results} - {None}
         simple = len(owners) == len(results) and not any(item.views for item in results)
-        return [item.order for item in results] if simple else None
+        return [item.layout for item in results] if simple else None
 
     @classmethod
     def of(
@@ -141,10 +142,10 @@ class Executable:
         self, computed: Sequence[Any], given: Sequence[Any], sizes: Sequence[Any]
     ) -> list[Any]:
         """Give results the layout and the memory that eager PyTorch gives them."""
-        if self._orders is not None:
+        if self._layouts is not None:
             plain = [
-                value.contiguous() if order is None else laid_out(value, order)
-                for value, order in zip(computed, self._orders, strict=False)
+                value.contiguous() if layout is None else laid_out(value, layout)
+                for value, layout in zip(computed, self._layouts, strict=False)
             ]
             memories = [*self._kept, *_memories((*given, *plain))]
             if len(set(memories)) == len(memories):  # nothing shares memory
@@ -161,7 +162,7 @@ class Executable:
                 continue
             owner = owners.get(result.owner)
             if owner is None:
-                owner = laid_out(value, result.order)
+                owner = laid_out(value, result.layout)
                 memory = _memory(owner)
                 if taken is None:
                     taken = self._kept.union(_memories(given))

@@ -8,12 +8,18 @@ from typing import Any
 import torch
 from torch import fx
 
+from singlecard.capture.layouts import (
+    keep_promise,
+    laid_out,
+    layout_of,
+    promised,
+    restrided,
+)
 from singlecard.capture.program import Program
-from singlecard.capture.results import axis_order, laid_out
+from singlecard.capture.symbols import is_number
 from singlecard.lowering.lower import Lowered
 from singlecard.observe.topics import topic
 from singlecard.partition import Segment
-from singlecard.passes.rule import BY_LAYOUT
 from singlecard.reference import evaluate
 from singlecard.runtime.binding import Binding, feeds_of
 
@@ -38,13 +44,21 @@ def eager_runner(program: Program, segment: Segment) -> Runner:
 
 
 def module_of(program: Program, segment: Segment) -> fx.GraphModule:
-    """Return the ops of a segment as a module that takes and gives its values."""
+    """Return the ops of a segment as a module that takes and gives its values.
+
+    Ops that read memory get their arguments as eager PyTorch lays them out.
+    """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     root: dict[str, Any] = {}
     for node in segment.inputs:
         copies[node] = graph.placeholder(node.name)
         copies[node].meta = {"val": node.meta["val"]}
+    sources = {
+        node.meta["val"].node.expr: fx.Proxy(copies[node])
+        for node in segment.inputs
+        if is_number(node.meta["val"])
+    }
     for node in segment.nodes:
         for arg in node.all_input_nodes:
             if arg.op == "get_attr" and arg not in copies:
@@ -52,14 +66,12 @@ def module_of(program: Program, segment: Segment) -> fx.GraphModule:
                 assert constant is not None
                 root[str(arg.target)] = constant.to(arg.meta["val"].device)
                 copies[arg] = graph.get_attr(str(arg.target))
+                copies[arg].meta = {"val": arg.meta["val"]}
         copies[node] = graph.node_copy(node, lambda arg: copies[arg])
         if node.target in _VIEWS:
             copies[node].target = aten.reshape.default
-        elif node.target in BY_LAYOUT:  # an engine's results lie as it likes
-            source: Any = node.args[0]
-            with graph.inserting_before(copies[node]):
-                given = (copies[source], axis_order(source.meta["val"]))
-                copies[node].update_arg(0, graph.call_function(laid_out, given))
+        elif promised(node):  # an engine's results lie as it likes
+            keep_promise(copies[node], sources)
     graph.output(tuple(copies[node] for node in segment.outputs))
     return fx.GraphModule(root, graph)
 
@@ -70,6 +82,7 @@ def pytorch_runner(program: Program, segment: Segment, compiler: str) -> Runner:
         return eager_runner(program, segment)
     module = module_of(program, segment)
     fakes = [node.meta["val"] for node in segment.inputs]
+    enter = entrance_of(fakes)
     try:
         call = torch._inductor.standalone_compile(module, fakes, dynamic_shapes="from_graph")
     except Exception as error:
@@ -77,9 +90,34 @@ def pytorch_runner(program: Program, segment: Segment, compiler: str) -> Runner:
         return eager_runner(program, segment)
 
     def run(values: Sequence[Any]) -> Sequence[Any]:
-        return call(*values)  # type: ignore[no-any-return]
+        return call(*enter(values))  # type: ignore[no-any-return]
 
     return run
+
+
+def entrance_of(fakes: Sequence[Any]) -> Callable[[Sequence[Any]], list[Any]]:
+    """Return what lays out the values of a segment as they were traced: strides are built in."""
+    layouts = [
+        _as_traced(fake)
+        if isinstance(fake, torch.Tensor) and fake.layout is torch.strided
+        else None
+        for fake in fakes
+    ]
+
+    def enter(values: Sequence[Any]) -> list[Any]:
+        return [
+            value if lay is None else lay(value) for value, lay in zip(values, layouts, strict=True)
+        ]
+
+    return enter
+
+
+def _as_traced(fake: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    strides = tuple(fake.stride())
+    if all(isinstance(step, int) for step in strides):
+        return lambda value: restrided(value, strides)
+    layout = layout_of(fake)
+    return lambda value: laid_out(value, layout)
 
 
 def reference_runner(lowered: Lowered, binding: Binding) -> Runner:
