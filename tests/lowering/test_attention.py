@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from singlecard.capture import ops
-from singlecard.lowering.ops.attention import _repeat_heads
+from singlecard.lowering.ops.attention import LONGEST_WITH_ZEROS, _repeat_heads
 from singlecard.network.net import Net
 from tests.lowering.check import check
 
@@ -81,3 +81,52 @@ def test_heads_that_only_pytorch_knows(own: int) -> None:
     net.given = {"key": torch.empty(1, own, 7, 32, device="meta")}
     repeated = _repeat_heads(net, x, "key", 12)
     assert (repeated is x) == (own == 12)
+
+
+HIDING = -torch.inf
+
+
+def hidden_rows(*shape: int) -> torch.Tensor:
+    """A mask with rows that see all keys, some and none."""
+    mask = torch.randn(shape)
+    mask[..., 1, :3] = HIDING
+    mask[..., 2, :] = HIDING
+    return mask
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (2, 1, 5, 5), (2, 4, 5, 5), (5, 1), (1, 4, 5, 1)])
+def test_rows_that_an_additive_mask_hides(shape: tuple[int, ...]) -> None:
+    """Padding as minus infinity made NaN of a row, and the next layer spread it to all tokens."""
+    mask = torch.zeros(shape)
+    mask[..., 2, :] = HIDING
+    mask[..., 3, :-1] = HIDING
+    check(_attend(mask=True), *_heads(), mask, build=True)
+
+
+def test_rows_of_many_keys_that_an_additive_mask_hides() -> None:
+    """Beyond 512 keys the zeros stand behind attention: a select inside would cost its fusion."""
+    q, k, v = _heads(5, LONGEST_WITH_ZEROS + 1)
+    check(_attend(mask=True), q, k, v, hidden_rows(5, k.shape[2]), build=True)
+
+
+def test_a_row_of_a_constant_mask() -> None:
+    """A mask that is a buffer of the model hides as one that comes with the call."""
+    check(_attend(mask=True), *_heads(), torch.nn.Parameter(hidden_rows(5, 5)))
+
+
+def test_whole_samples_that_are_hidden() -> None:
+    """A sample that is padding alone is zero for all its queries, in one dimension and in four."""
+    q, k, v = _heads()
+    mask = torch.zeros(2, 1, 1, 5)
+    mask[1] = HIDING
+    check(_attend(mask=True), q, k, v, mask)
+    check(_attend(mask=True), q[0], k[0], v[0], torch.full((5,), HIDING))
+
+
+def test_single_queries_that_are_hidden() -> None:
+    """Decoding a padded batch goes through the attention layer, which divides by nothing too."""
+    q, k, v = torch.randn(2, 4, 1, 16).half(), *torch.randn(2, 2, 4, 7, 16).half()
+    mask = torch.zeros(2, 1, 1, 7).half()
+    mask[1] = HIDING
+    check(_attend(mask=True), q, k, v, mask, build=True, tolerance=2e-3)
+    check(_attend(mask=True), q, k, v, mask == 0, build=True, tolerance=2e-3)

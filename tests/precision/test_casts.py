@@ -216,3 +216,30 @@ def test_mutated_inputs_keep_their_types() -> None:
 
     program = lowered(model, torch.zeros(4), torch.ones(4))
     assert [node.meta["val"].dtype for node in program.outputs] == [torch.float32] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_masks_keep_what_hides(dtype: torch.dtype) -> None:
+    """A mask's lowest number leaves a row uniform; minus infinity, once a number, would too."""
+    lowest = torch.finfo(torch.float32).min
+
+    def attend(q: torch.Tensor, mask: torch.Tensor, bias: torch.Tensor) -> Any:
+        both = torch.nn.functional.scaled_dot_product_attention(q, q, q, mask + bias)
+        return torch.nn.functional.scaled_dot_product_attention(q, q, q, mask), both
+
+    q, mask = torch.randn(1, 2, 5, 8), torch.zeros(5, 5)
+    mask[1, 2:], mask[2:] = lowest, -torch.inf
+    mask[3, 0] = lowest
+    inputs = q, mask, torch.rand(5, 5)
+    for got, want in zip(run(attend, *inputs, dtype=dtype), attend(*inputs), strict=True):
+        torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
+
+
+def test_lowest_numbers_of_low_scores() -> None:
+    """FP16's lowest number and a score below zero are minus infinity, and all of them are NaN."""
+    mask = torch.full((1, 4), torch.finfo(torch.float32).min)
+    q, k = torch.full((1, 1, 1, 16), 4.0), torch.full((1, 1, 4, 16), -4.0)
+    assert (q @ k.mT / 4 < -32).all()
+    attend = torch.nn.functional.scaled_dot_product_attention
+    (got,) = run(lambda q, k, v, m: attend(q, k, v, m), q, k, torch.randn(k.shape), mask)
+    assert got.isfinite().all()

@@ -74,6 +74,7 @@ FIRST: tuple[Rule, ...] = (
 
 #: Rules that ask for constants' values: masks are known once constants are folded.
 SECOND: tuple[Rule, ...] = (
+    note_visible_rows,
     push_bias_through_split,
     drop_key_bias,
     move_query_bias,
@@ -84,7 +85,6 @@ SECOND: tuple[Rule, ...] = (
     fuse_rotary,
     rotate_together,
     name_cache_update,
-    note_visible_rows,
     gain_channels,
 )
 

@@ -172,7 +172,7 @@ def move_value_bias(program: Program, node: fx.Node) -> bool:
 
     Not where a mask may hide a row altogether: that row is zero, its weights do not sum to one.
     """
-    if not is_call(node, ops.attention) or _may_hide_rows(program, node.args[3]):
+    if not is_call(node, ops.attention) or _may_hide_rows(node):
         return False
     return _through_projection(program, node)
 
@@ -182,15 +182,9 @@ def move_rest_of_value_bias(program: Program, node: fx.Node) -> bool:
     return is_call(node, ops.attention) and _behind_heads(program, node, 2)
 
 
-def _may_hide_rows(program: Program, mask: Any) -> bool:
-    """Tell whether a mask may leave a query without any key."""
-    if mask is None:
-        return False
-    known = program.constant(mask)
-    if known is None:
-        return True
-    visible = known if known.dtype == torch.bool else known > -torch.inf
-    return not bool(visible.any(-1).all())
+def _may_hide_rows(node: fx.Node) -> bool:
+    """Tell whether an attention's mask may leave a query without any key."""
+    return node.args[3] is not None and node.args[7:8] != (True,)
 
 
 def _through_projection(program: Program, node: fx.Node) -> bool:

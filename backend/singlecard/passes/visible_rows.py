@@ -9,7 +9,8 @@ from torch import fx
 
 from singlecard.capture import ops
 from singlecard.capture.program import Program
-from singlecard.passes.rule import is_call, replace, shape_of
+from singlecard.passes.intervals import interval_of
+from singlecard.passes.rule import is_call, replace, same_extents, shape_of
 
 aten = torch.ops.aten
 
@@ -26,6 +27,15 @@ _MOVES = (
     aten.permute.default,
     aten.transpose.int,
 )
+#: Moves that may leave rows of keys as they are.
+_OF_ROWS = (
+    aten.unsqueeze.default,
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.slice.Tensor,
+    aten.select.int,
+)
 #: How far a value is looked into.
 _DEPTH = 12
 
@@ -36,23 +46,92 @@ def note_visible_rows(program: Program, node: fx.Node) -> bool:
     Before:  attention(q, k, v, mask = [0, 1, 2, ...] <= place)
     After:   attention(q, k, v, mask, rows_see=True)
 
-    With no negative place, each query sees the first key. Places that a cache is written at are
-    not negative: PyTorch raises otherwise.
+    A mask of numbers hides by minus infinity alone. With no negative place, each query sees the
+    first key. Places that a cache is written at are not negative: PyTorch raises otherwise.
     """
-    if not is_call(node, ops.attention) or len(node.args) != 7:
+    if not _is_open(node):
         return False
     mask = node.args[3]
-    if not isinstance(mask, fx.Node) or not _sees_first_key(program, mask):
+    if not isinstance(mask, fx.Node) or largest_of_rows(program, mask) == -torch.inf:
         return False
-    replace(program, node, ops.attention, (*node.args, True))
-    program.graph.erase_node(node)
+    for user in list(mask.users):  # a mask is looked through once, for all layers
+        if _is_open(user) and user.args[3] is mask:
+            replace(program, user, ops.attention, (*user.args, True))
+            program.graph.erase_node(user)
     return True
+
+
+def _is_open(node: fx.Node) -> bool:
+    """Tell whether nothing is said of the rows of an attention's mask."""
+    return is_call(node, ops.attention) and len(node.args) == 7 and not node.args[4]
+
+
+def largest_of_rows(program: Program, mask: fx.Node, depth: int = _DEPTH) -> float:
+    """Return a number that some key of each row reaches; minus infinity where none is known.
+
+    Of a boolean mask: zero where each row is known to leave some key.
+    """
+    constant = program.constant(mask)
+    if constant is not None:
+        return _of_constant(constant)
+    if mask.meta["val"].dtype == torch.bool:
+        return 0.0 if _sees_first_key(program, mask) else -torch.inf
+    least = interval_of(program, mask).low
+    if least > -torch.inf or depth == 0 or not mask.meta["val"].is_floating_point():
+        return least
+    found = _of_sources(program, mask, depth - 1)
+    return found if found >= -torch.finfo(mask.meta["val"].dtype).max else -torch.inf
+
+
+def _of_constant(value: torch.Tensor) -> float:
+    if value.numel() == 0 or value.device.type == "meta":
+        return -torch.inf
+    value = value.detach()
+    if value.dtype == torch.bool:
+        return 0.0 if bool(value.any(-1).all()) else -torch.inf
+    least = float(value.amax(-1).min())
+    return least if least == least else -torch.inf  # NaN hides nothing, and says nothing
+
+
+def _of_sources(program: Program, mask: fx.Node, depth: int) -> float:
+    """Look for the key of each row in what a mask is made of; rows are broadcast whole."""
+
+    def of(value: Any) -> float:
+        return largest_of_rows(program, value, depth) if isinstance(value, fx.Node) else -torch.inf
+
+    if is_call(mask, aten._to_copy.default, aten.clone.default, aten.expand.default):
+        return of(mask.args[0])
+    if is_call(mask, *_OF_ROWS) and _keeps_rows(mask):
+        return of(mask.args[0])
+    if is_call(mask, aten.where.self):
+        seen = of(mask.args[0])
+        return interval_of(program, mask.args[1]).low if seen > -torch.inf else seen
+    if is_call(mask, aten.add.Tensor) and not mask.kwargs:
+        a, b = mask.args
+        return max(
+            of(a) + interval_of(program, b).low,
+            of(b) + interval_of(program, a).low,
+        )
+    if is_call(mask, aten.triu.default) and len(mask.args) > 1:  # zero below the diagonal
+        return 0.0 if isinstance(mask.args[1], int) and mask.args[1] > 0 else -torch.inf
+    return -torch.inf
+
+
+def _keeps_rows(node: fx.Node) -> bool:
+    """Tell whether a move leaves the last axis, a row of keys, as it is."""
+    before, after = shape_of(node.args[0]), shape_of(node)  # type: ignore[arg-type]
+    if is_call(node, aten.select.int, aten.slice.Tensor, aten.unsqueeze.default):
+        axis = node.args[1] if len(node.args) > 1 else 0
+        rank = len(before) + is_call(node, aten.unsqueeze.default)
+        if axis % rank == rank - 1:  # type: ignore[operator]
+            return False
+    return bool(after) and same_extents(before[-1:], after[-1:])
 
 
 def _sees_first_key(program: Program, mask: fx.Node) -> bool:
     if is_call(mask, aten.expand.default, aten.unsqueeze.default):
         source: Any = mask.args[0]
-        if shape_of(source)[-1:] != shape_of(mask)[-1:]:
+        if not same_extents(shape_of(source)[-1:], shape_of(mask)[-1:]):
             return False
         return _sees_first_key(program, source)
     if is_call(mask, aten.le.Tensor):
@@ -61,12 +140,25 @@ def _sees_first_key(program: Program, mask: fx.Node) -> bool:
         place, keys = mask.args
     else:
         return False
-    constant = program.constant(keys)  # type: ignore[arg-type]
-    if constant is None or constant.ndim == 0 or constant.is_floating_point():
-        return False
-    if not bool((constant.amin(-1) <= 0).all()):
+    if not _starts_at_zero(program, keys):
         return False
     return shape_of(place)[-1:] == (1,) and is_not_negative(program, place)  # type: ignore[arg-type]
+
+
+def _starts_at_zero(program: Program, keys: Any) -> bool:
+    """Tell whether each row of some places holds one that is not above zero."""
+    while is_call(keys, *_OF_ROWS) and _keeps_rows(keys):
+        keys = keys.args[0]
+    if is_call(keys, aten.arange.default):
+        return len(keys.args) == 1
+    if is_call(keys, aten.arange.start_step):
+        return bool(keys.args[0] == 0)
+    if is_call(keys, torch.ops.prims.iota.default):
+        return bool(keys.kwargs.get("start", 0) == 0)
+    constant = program.constant(keys)
+    if constant is None or constant.ndim == 0 or constant.is_floating_point():
+        return False
+    return constant.numel() > 0 and bool((constant.amin(-1) <= 0).all())
 
 
 def is_not_negative(program: Program, value: Any, depth: int = _DEPTH) -> bool:
@@ -86,6 +178,18 @@ def is_not_negative(program: Program, value: Any, depth: int = _DEPTH) -> bool:
         )
     if is_call(value, *_MOVES):
         return is_not_negative(program, value.args[0], depth - 1)
+    if is_call(value, aten.arange.default):
+        return True
+    if is_call(value, aten.arange.start_step):
+        first, _, step = (*value.args, 1)[:3]
+        return (
+            first >= 0 and step >= 0 if isinstance(first, int) and isinstance(step, int) else False
+        )
+    if is_call(value, torch.ops.prims.iota.default):
+        first, step = (
+            value.kwargs.get(name, place) for place, name in enumerate(("start", "step"))
+        )
+        return isinstance(first, int) and isinstance(step, int) and first >= 0 and step >= 0
     if is_call(value, aten.add.Tensor) and not value.kwargs:
         return all(is_not_negative(program, arg, depth - 1) for arg in value.args)
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -46,10 +47,10 @@ _LOOKED_THROUGH = 1 << 18
 
 
 def bound_of(program: Program, value: Any, depth: int = 16) -> float:
-    """Return a number that no element exceeds in magnitude; infinity where none is known."""
+    """Return a number that no finite element exceeds in magnitude; infinity where none is known."""
     infinity = float("inf")
     if isinstance(value, (bool, int, float)):
-        return abs(float(value))
+        return abs(float(value)) if math.isfinite(value) else 0.0
     if not isinstance(value, fx.Node) or depth == 0:
         return infinity
     fake = value.meta.get("val")
@@ -58,7 +59,10 @@ def bound_of(program: Program, value: Any, depth: int = 16) -> float:
     constant = program.constant(value)
     if constant is not None:
         small = 0 < constant.numel() <= _LOOKED_THROUGH and not constant.is_complex()
-        return float(constant.abs().max()) if small else infinity
+        if not small:
+            return infinity
+        sizes = constant.abs().double()
+        return float(torch.where(sizes.isfinite(), sizes, 0.0).max())
     if value.target in _UNIT:
         return 1.0
     parts: list[Any] = []

@@ -21,6 +21,7 @@ from singlecard.capture.ops import attention, update_cache
 from singlecard.capture.program import PATH_KEYS, Program
 from singlecard.capture.quantized import dequantize, fake_quantize, quantized_attention
 from singlecard.lowering.call import tensors_in
+from singlecard.passes.intervals import interval_of
 from singlecard.precision.bounds import bound_of
 
 aten = torch.ops.aten
@@ -201,9 +202,11 @@ class _Lowering:
 
     def saturated(self, value: fx.Node) -> fx.Node:
         """Return a value held to the low type's range, where it may leave it."""
-        limit = torch.finfo(self.dtype).max
-        if value.op != "get_attr" and not (
-            value in self.from_integers or value in self.statistics or _is_mask(value)
+        limit, is_mask = torch.finfo(self.dtype).max, _is_mask(value)
+        if is_mask:  # less, so that its sum with scores is a number still
+            limit *= 0.75
+        elif value.op != "get_attr" and not (
+            value in self.from_integers or value in self.statistics
         ):
             return value
         if value.target in _FULL_PRECISION or bound_of(self.program, value) <= limit:
@@ -214,6 +217,19 @@ class _Lowering:
         with self.program.graph.inserting_after(self.anchor(value)):
             new = self.program.graph.call_function(aten.clamp.default, (value, -limit, limit))
         new.meta = {k: item for k, item in value.meta.items() if k in (*PATH_KEYS, "val")}
+        return self.still_hiding(value, new) if is_mask else new
+
+    def still_hiding(self, mask: fx.Node, held: fx.Node) -> fx.Node:
+        """Keep the minus infinities of a mask that was held to a range: what hides is no number."""
+        if interval_of(self.program, mask).low > -math.inf:
+            return held
+        graph, paths = self.program.graph, {k: v for k, v in held.meta.items() if k in PATH_KEYS}
+        with graph.inserting_after(held):
+            hides = graph.call_function(aten.eq.Scalar, (mask, -math.inf))
+        hides.meta = {**paths, "val": mask.meta["val"].eq(-math.inf)}
+        with graph.inserting_after(hides):
+            new = graph.call_function(aten.where.self, (hides, mask, held))
+        new.meta = {**paths, "val": held.meta["val"]}
         return new
 
     def saturated_constant(self, node: fx.Node, value: torch.Tensor, limit: float) -> fx.Node:
@@ -260,8 +276,29 @@ def _feeds_sums(node: fx.Node) -> bool:
 
 
 def _is_mask(node: fx.Node) -> bool:
-    """Tell whether a value is what attention adds to its scores."""
-    return any(
-        user.target in (attention, quantized_attention) and user.args[3] is node
-        for user in node.users
-    )
+    """Tell whether a value, or a sum or view of it, is what attention adds to its scores."""
+    seen, waiting = {node}, [node]
+    while waiting and len(seen) < _FOLLOWED:
+        value = waiting.pop()
+        for user in value.users:
+            if user.target in (attention, quantized_attention) and user.args[3] is value:
+                return True
+            if user.target in _OF_MASKS and user not in seen:
+                seen.add(user)
+                waiting.append(user)
+    return False
+
+
+#: What is done to masks on their way to attention, and how many ops are looked at.
+_OF_MASKS = frozenset(
+    {
+        aten.add.Tensor,
+        aten.where.self,
+        aten.view.default,
+        aten.reshape.default,
+        aten.expand.default,
+        aten.unsqueeze.default,
+        aten.slice.Tensor,
+    }
+)
+_FOLLOWED = 32
