@@ -20,6 +20,7 @@ from singlecard.engine.remote import RemoteTier
 from singlecard.errors import BuildError, LoweringError, RuntimeFailure
 from singlecard.lowering.call import op_name
 from singlecard.lowering.cards import target_refusal
+from singlecard.lowering.guards import Guard, guards_of
 from singlecard.lowering.lower import Lowered, NodeRefused, lower
 from singlecard.network.building import Progress
 from singlecard.observe.topics import topic
@@ -48,6 +49,7 @@ class Graph:
     bindings: list[Binding] = field(default_factory=list)
     fallback: list[Fallback] = field(default_factory=list)
     placement: Placement | None = None
+    guards: list[Guard] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
     ops: int = 0
     lowered_ops: int = 0
@@ -119,6 +121,8 @@ class Session(Choosing):
         graph.partition = work.partition
         graph.ops, graph.lowered_ops = work.partition.ops, work.partition.lowered_ops
         graph.fallback = list(work.partition.fallback)
+        engines = [segment for segment in work.partition.segments if segment.lowered]
+        graph.guards = guards_of(node for segment in engines for node in segment.nodes)
         graph.trace = program.trace
         self._tell(graph.fallback)
         executable = Executable.of(program, work.steps, frozen)

@@ -11,9 +11,11 @@ from rich.console import Group, RenderableType
 from singlecard.engine.build import Engine
 from singlecard.engine.cards import Card, cards_of
 from singlecard.engine.roofline import roofline
+from singlecard.lowering.guards import Guard
 from singlecard.network.building import Progress
 from singlecard.options import Options
 from singlecard.placement import Placement
+from singlecard.report.guards import guard_dicts, guard_rows
 from singlecard.report.html import plan_html
 from singlecard.report.plan_rows import FallbackRow
 from singlecard.report.quantized import placement_dict, placement_grid
@@ -44,6 +46,7 @@ class Explanation:
             its floor, scratch, size.
         timings: seconds by stage.
         placements: for each graph that was to be quantized, what became of each op, and why.
+        guards: the attentions that are guarded against rows that a mask may hide, and the cost.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Explanation:
     engines: tuple[Engine, ...]
     timings: dict[str, float] = field(repr=False)
     placements: tuple[Placement, ...] = ()
+    guards: tuple[Guard, ...] = ()
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -73,6 +77,7 @@ class Explanation:
             ("ops lowered", *lowered_text(self.coverage, self.ops)),
             ("engines", *engines_text(len(self.engines), sum(e.built for e in self.engines))),
             *size_rows([engine.report for engine in self.engines]),
+            *guard_rows(self.guards),
         ]
         parts: list[RenderableType] = [facts_table(self.name, rows)]
         if self.fallback:
@@ -117,6 +122,7 @@ class Explanation:
             "fallback": [row._asdict() for row in self.fallback],
             "engines": [self._engine_dict(engine) for engine in self.engines],
             "quantization": [placement_dict(item) for item in self.placements],
+            "guards": guard_dicts(self.guards),
             "timings": self.timings,
         }
 
@@ -213,4 +219,5 @@ def explain(
         engines=compiled.engines,
         timings=compiled.timings,
         placements=compiled.placements,
+        guards=compiled.guards,
     )

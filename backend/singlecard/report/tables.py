@@ -13,6 +13,7 @@ from rich.text import Text
 
 from singlecard.engine.plan_report import PlanReport
 from singlecard.engine.plan_traffic import largest, total
+from singlecard.report.guards import guard_rows
 from singlecard.report.plan_rows import FallbackRow, Grid, format_bytes, format_count
 from singlecard.report.quantized import placement_grid
 from singlecard.report.render import fallback_table, table_of
@@ -67,6 +68,7 @@ def verify_table(report: VerifyReport, limit: float | None = None) -> Renderable
         ("ops lowered", *lowered_text(report.coverage, report.ops)),
         ("engines", *engines_text(report.engines, report.built)),
         *size_rows(report.plans),
+        *guard_rows(report.guards),
         ("relative L2 error", f"{report.relative_l2:.2e}", verdict),
         ("largest difference", f"{report.max_abs_error:.2e}", "absolute"),
         ("", f"{report.max_rel_error:.2e}", "relative to the largest value of its output"),

@@ -12,12 +12,14 @@ from torch.utils import _pytree as pytree
 
 from singlecard.engine.build import Engine
 from singlecard.engine.plan_report import PlanReport
+from singlecard.lowering.guards import Guard
 from singlecard.network.building import Progress
 from singlecard.options import Options
 from singlecard.partition import Fallback
 from singlecard.placement import Placement
 from singlecard.report.arguments import copied
 from singlecard.report.doors import enter
+from singlecard.report.guards import guard_dicts
 from singlecard.report.measure import run_compiled
 from singlecard.report.quantized import placement_dict
 from singlecard.session import Session
@@ -58,6 +60,7 @@ class VerifyReport:
         fallback_lines: of each op in ``fallback``, the line of the model that it comes from, as
             ``file:line: code``, or "".
         placements: for each graph that was to be quantized, what became of each op, and why.
+        guards: the attentions that are guarded against rows that a mask may hide, and the cost.
     """
 
     coverage: float
@@ -75,6 +78,7 @@ class VerifyReport:
     timings: dict[str, float] = field(repr=False)
     fallback_lines: list[str] = field(default_factory=list, repr=False)
     placements: tuple[Placement, ...] = field(default=(), repr=False)
+    guards: tuple[Guard, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the tensors, as plain values."""
@@ -94,6 +98,7 @@ class VerifyReport:
             "relative_l2": self.relative_l2,
             "mismatch": self.mismatch,
             "quantization": [placement_dict(item) for item in self.placements],
+            "guards": guard_dicts(self.guards),
             "timings": self.timings,
         }
 
@@ -114,6 +119,7 @@ class Compiled:
     lowered_ops: int
     timings: dict[str, float]
     placements: tuple[Placement, ...] = ()
+    guards: tuple[Guard, ...] = ()
 
     @property
     def coverage(self) -> float:
@@ -151,6 +157,7 @@ def compile_model(
         sum(graph.lowered_ops for graph in session.graphs),
         timings,
         tuple(graph.placement for graph in session.graphs if graph.placement is not None),
+        tuple(guard for graph in session.graphs for guard in graph.guards),
     )
 
 
@@ -213,6 +220,7 @@ def verify(
         timings=compiled.timings,
         fallback_lines=[item.line for item in compiled.fallback],
         placements=compiled.placements,
+        guards=compiled.guards,
     )
 
 
