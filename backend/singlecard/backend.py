@@ -20,7 +20,8 @@ from singlecard.capture.program import Program
 from singlecard.capture.spans import symbols_of
 from singlecard.capture.variants import Executable
 from singlecard.collection import collection_paused
-from singlecard.errors import CaptureError, OptionError, RuntimeFailure, SinglecardError
+from singlecard.errors import OptionError, RuntimeFailure, SinglecardError
+from singlecard.faults import BAD_INPUT, Faults, reason_of
 from singlecard.observe import events
 from singlecard.observe.topics import topic
 from singlecard.options import Options
@@ -64,6 +65,20 @@ def compile_graph(
             "PyTorch. Call the model inside torch.no_grad() or torch.inference_mode()"
         )
         return module.forward
+    try:
+        return _compile(module, examples, chosen)
+    except (TorchDynamoException, SinglecardError):
+        raise
+    except Exception as error:
+        if chosen.strict:
+            raise
+        log.warning("%s: this graph stays in PyTorch", reason_of(error, "finding a card"))
+        return in_pytorch(module, examples, chosen)
+
+
+def _compile(
+    module: fx.GraphModule, examples: Sequence[Any], chosen: Options
+) -> Callable[..., Any]:
     execution = _execution(chosen, examples)
     asked = chosen.targets is not None or chosen.execution == "eager"
     build = execution == "engine" or asked
@@ -85,7 +100,7 @@ def compile_in(
     *,
     remembers: bool = False,
 ) -> Callable[..., Any]:
-    """Compile one graph of Dynamo's under a session; a graph that cannot be captured stays eager.
+    """Compile one graph of Dynamo's under a session; whatever fails leaves it to PyTorch.
 
     Args:
         session: keeps what was compiled.
@@ -94,49 +109,84 @@ def compile_in(
         remembers: look for what became of the same graph before, and keep what becomes of it now.
 
     Raises:
-        SinglecardError: with ``strict=True``, whatever stands in the way.
+        SinglecardError: input is not valid; with ``strict=True``, whatever stands in the way.
     """
-    try:
-        with collection_paused(), _capture_timed(session):
-            spans = symbols_of(module, session.options.profiles)
-            recall = Recall(session, module, examples, spans) if remembers else None
+    options = session.options
 
-            def compile_program(program: Program) -> Executable:
-                executable = session.compile(program, spans)
-                if recall is not None:
-                    recall.keep(session.graphs[-1], executable)
-                return executable
-
-            behind = session.options.build == "background" and session.execution != "reference"
-
-            def compile_behind(program: Program) -> Executable:
-                executable = compile_program(program)
-                for engine in session.graphs[-1].engines:
-                    if engine.built:
-                        events.record_background_build(engine.digest)
-                return executable
-
-            at_once = session.execution == "eager"
-            later = functools.partial(Pending, compile_program=compile_behind, at_once=at_once)
-
-            def captured(values: Sequence[Any]) -> Callable[..., Any]:
-                return capture(module, values, later if behind else compile_program)
-
-            found = None if recall is None else recall.find(captured)
-            compiled = captured(examples) if found is None else found
-            if session.execution == "eager":
-                compiled = in_pytorch(module, examples, session.options)
-    except TorchDynamoException:
-        raise  # Dynamo's own way to start over
-    except Exception as error:
-        known = isinstance(error, SinglecardError)
-        if session.options.strict or (known and not isinstance(error, CaptureError)):
-            raise
-        reason = str(error) if known else f"PyTorch could not capture the graph ({error})"
+    def leave(error: Exception) -> Callable[..., Any]:
+        """Return PyTorch in place of what raised, unless the caller must know."""
+        if options.strict or isinstance(error, BAD_INPUT):
+            raise error
+        reason = reason_of(error, "compiling a graph")
         log.warning("%s: this graph stays in PyTorch", reason)
         session.graphs.append(Graph.left_out(module, reason))
-        return in_pytorch(module, examples, session.options)
+        return in_pytorch(module, examples, options)
+
+    made: list[Graph] = []
+
+    def keep(reason: str) -> None:
+        for graph in made:
+            graph.fallback[:] = Graph.left_out(module, reason).fallback
+            graph.lowered_ops = 0
+
+    answer = None if options.strict else Faults("a compiled graph", "it", keep=keep).answer
+
+    with collection_paused(), _capture_timed(session):
+        try:
+            spans = symbols_of(module, options.profiles)
+        except TorchDynamoException:
+            raise
+        except Exception as error:
+            return leave(error)
+        recall = _recall(session, module, examples, spans) if remembers else None
+
+        def compile_program(program: Program) -> Executable:
+            executable = session.compile(program, spans)
+            made.append(session.graphs[-1])
+            if recall is not None:
+                recall.keep(session.graphs[-1], executable)
+            return executable
+
+        behind = options.build == "background" and session.execution != "reference"
+
+        def compile_behind(program: Program) -> Executable:
+            executable = compile_program(program)
+            for engine in session.graphs[-1].engines:
+                if engine.built:
+                    events.record_background_build(engine.digest)
+            return executable
+
+        at_once = session.execution == "eager"
+        later = functools.partial(
+            Pending, compile_program=compile_behind, at_once=at_once, strict=options.strict
+        )
+
+        def captured(values: Sequence[Any]) -> Callable[..., Any]:
+            try:
+                return capture(module, values, later if behind else compile_program, answer)
+            except TorchDynamoException:
+                raise  # Dynamo's own way to start over
+            except Exception as error:
+                return leave(error)
+
+        found = None if recall is None else recall.find(captured)
+        compiled = captured(examples) if found is None else found
+        if session.execution == "eager":
+            compiled = in_pytorch(module, examples, options)
     return compiled
+
+
+def _recall(
+    session: Session, module: fx.GraphModule, examples: Sequence[Any], spans: Mapping[Any, Any]
+) -> Recall | None:
+    """Return what looks a graph up; None where that fails, and the graph is captured anew."""
+    try:
+        return Recall(session, module, examples, spans)
+    except (TorchDynamoException, *BAD_INPUT):
+        raise
+    except Exception as error:
+        log.warning("%s: the graph is captured anew", reason_of(error, "looking a graph up"))
+        return None
 
 
 def in_pytorch(

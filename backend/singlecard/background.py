@@ -13,6 +13,7 @@ import torch
 from singlecard.capture.guards import Guards
 from singlecard.capture.program import Program
 from singlecard.capture.variants import Executable as Runs
+from singlecard.faults import reason_of
 from singlecard.observe.topics import topic
 from singlecard.partition import divide
 from singlecard.runtime.executable import Executable
@@ -69,6 +70,7 @@ class Pending:
         program: Program,
         compile_program: Callable[[Program], Runs],
         at_once: bool = False,
+        strict: bool = False,
     ) -> None:
         """Prepare to compile when the first call comes: Dynamo has made its guards by then.
 
@@ -76,6 +78,7 @@ class Pending:
             program: as it was captured.
             compile_program: makes what takes over, in another thread.
             at_once: begin now, where no call will come.
+            strict: what went wrong behind is raised by the calls that come after it.
         """
         self._current: Runs
         self._current = in_pytorch = _in_pytorch(program.copy())
@@ -84,6 +87,8 @@ class Pending:
         self._guards = Guards()
         self._compile = functools.partial(compile_program, program)
         self._begun = False
+        self._strict = strict
+        self._failed: Exception | None = None
         if at_once:
             self._begin()
 
@@ -91,15 +96,18 @@ class Pending:
         with _beginning:  # threads may come at once
             if not self._begun:
                 self._begun = True
-                self._guards.look()
-                _submit(self._work)
+                try:
+                    self._guards.look()
+                    _submit(self._work)
+                except Exception as error:  # such as no more threads
+                    self._leave(error)
 
     def _work(self) -> None:
         try:
             with torch.inference_mode(self._inference), torch.no_grad():
                 compiled = self._compile()
         except Exception as error:
-            log.warning("%s: this graph stays in PyTorch", error)
+            self._leave(error)
             return
         if self._guards.have_changed():  # Dynamo is done, and would not check what was found here
             log.warning("%s: this graph stays in PyTorch", _NARROWED)
@@ -108,17 +116,29 @@ class Pending:
         # Else it may be of weights that were replaced before it began, and take itself for one of
         # those that are there now. The next call leads to another.
 
-    def attempt(self, args: Sequence[Any]) -> list[Any] | None:
+    def _leave(self, error: Exception) -> None:
+        if self._strict:
+            self._failed = error
+            return
+        reason = reason_of(error, "compiling a graph in the background")
+        log.warning("%s: this graph stays in PyTorch", reason)
+
+    def _look(self) -> None:
+        """Begin, if nobody has; raise what the caller wants to know."""
         if not self._begun:
             self._begin()
+        if self._failed is not None:
+            raise self._failed
+
+    def attempt(self, args: Sequence[Any]) -> list[Any] | None:
+        self._look()
         return self._current.attempt(args)
 
     def is_lost(self) -> bool:
         return self._current.is_lost()
 
     def __call__(self, args: Sequence[Any]) -> list[Any]:
-        if not self._begun:
-            self._begin()
+        self._look()
         return self._current(args)
 
 

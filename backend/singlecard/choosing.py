@@ -13,6 +13,7 @@ import sympy
 import torch
 from torch import fx
 
+from singlecard.capture.opaque import Opaque
 from singlecard.capture.program import Program
 from singlecard.capture.spans import Triple
 from singlecard.engine.build import key_digest, key_parts, trial_report
@@ -22,6 +23,8 @@ from singlecard.engine.cost import LAUNCH
 from singlecard.engine.memory import recall, remember
 from singlecard.engine.plan_report import PlanReport
 from singlecard.errors import BuildError, LoweringError
+from singlecard.faults import reason_of
+from singlecard.lowering.call import op_name
 from singlecard.lowering.lower import Lowered, lower
 from singlecard.lowering.table import refusal
 from singlecard.network.building import BuildSettings
@@ -102,7 +105,10 @@ class Choosing:
         return exclusion(self.options.exclude_ops, self.options.exclude_modules)
 
     def _reason_of(self, node: fx.Node) -> str | None:
-        return self._excluded(node) or refusal(node)
+        try:
+            return self._excluded(node) or refusal(node)
+        except Exception as error:  # a fault of ours costs this op
+            return reason_of(error, f"reading the limits of {op_name(node)}")
 
     def _name(self, program: Program) -> None:
         """Bring a Program to the form in which ops have names for calibration."""
@@ -214,4 +220,5 @@ class Choosing:
 
 
 def _stays(node: fx.Node, reason_of: Callable[[fx.Node], str | None]) -> bool:
-    return isinstance(node.target, torch._ops.OperatorBase) and reason_of(node) is not None
+    is_op = isinstance(node.target, (torch._ops.OperatorBase, Opaque))
+    return is_op and reason_of(node) is not None

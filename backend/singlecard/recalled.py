@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import fx
+from torch._dynamo.exc import TorchDynamoException
 from torch._guards import TracingContext, tracing
 
 from singlecard.capture.aot import is_frozen
@@ -22,16 +23,15 @@ from singlecard.capture.statistics import Statistics, has_batch_norm
 from singlecard.engine.build import find_entry
 from singlecard.engine.cache import Entry
 from singlecard.engine.memory import recall, remember
-from singlecard.errors import RuntimeFailure
+from singlecard.faults import BAD_INPUT, Faults, reason_of
 from singlecard.observe import events
-from singlecard.observe.counters import count_one
 from singlecard.observe.topics import topic
 from singlecard.recipe import Recipe, recipe_digest, recipe_from_plain, recipe_to_plain
 from singlecard.runtime.engine import EngineRunner, settings_of
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.frozen import Frozen
 from singlecard.runtime.offload import Offload
-from singlecard.runtime.ranged import in_range
+from singlecard.runtime.ranged import STAGE, in_range
 from singlecard.runtime.runners import Runner
 from singlecard.runtime.torch_tensorrt import TorchTensorRTRunner
 from singlecard.session import Graph, Session
@@ -78,25 +78,42 @@ class Recall:
         """
         if self.digest is None or self.session.execution == "reference":
             return None
-        with self.session.timed("recall"):
-            try:
-                recipe = recipe_from_plain(recall(self.session.cache, self.digest))
-            except NotPlain:
-                return None
-            entry = find_entry(recipe.digest, self.session.cache, self.session.remote)
-            if entry is None:
-                return None
-            events.record_hit(recipe.digest, entry.size)
-            if self.session.execution == "eager":
-                return self.module.forward  # which the caller does not run
-            recalled = Recalled(recipe, entry, self, capture)
-            return recalled if self._weights.are_current(self.examples) else None
+        try:
+            with self.session.timed("recall"):
+                return self._find(self.digest, capture)
+        except NotPlain:
+            return None
+        except (TorchDynamoException, *BAD_INPUT):
+            raise
+        except Exception as error:
+            reason = reason_of(error, "looking a graph up")
+            log.warning("%s: the graph is captured anew", reason)
+            return None
+
+    def _find(self, digest: str, capture: Capture) -> Callable[..., Any] | None:
+        recipe = recipe_from_plain(recall(self.session.cache, digest))
+        entry = find_entry(recipe.digest, self.session.cache, self.session.remote)
+        if entry is None:
+            return None
+        events.record_hit(recipe.digest, entry.size)
+        if self.session.execution == "eager":
+            return self.module.forward  # which the caller does not run
+        recalled = Recalled(recipe, entry, self, capture)
+        return recalled if self._weights.are_current(self.examples) else None
 
     def keep(self, graph: Graph, executable: Executable) -> None:
         """Remember what became of the graph, if it is such that the short way can say it.
 
-        What was compiled for other weights than those that the digest is of is not remembered.
+        What was compiled for other weights than those that the digest is of is not remembered. A
+        failure costs the next process a capture, and this one nothing.
         """
+        try:
+            self._keep(graph, executable)
+        except Exception as error:
+            reason = reason_of(error, "keeping a recipe")
+            log.warning("%s: the next process captures this graph again", reason)
+
+    def _keep(self, graph: Graph, executable: Executable) -> None:
         recipe = graph.recipe
         if self.digest is None or recipe is None or self._guards.have_changed():
             return
@@ -127,7 +144,7 @@ class Recalled:
         self._context = TracingContext.try_get()
         self._lock = threading.Lock()
         self._captured: Callable[..., Any] | None = None
-        self._told: set[str] = set()
+        self._faults = Faults(STAGE, "this graph")
         session, binding = recall.session, recipe.binding
         runner: Runner
         if session.options.runtime == "tensorrt":
@@ -145,12 +162,27 @@ class Recalled:
         self._executables = [Executable(wiring, [run], frozen)]
 
     def __call__(self, *args: Any) -> Any:
+        try:
+            return self._results(args)
+        except Exception as error:
+            if self._strict or self._captured is not None:
+                raise  # what was captured leaves its own faults to PyTorch
+            return self._faults.answer(error, lambda: self._in_pytorch(*args))
+
+    def _results(self, args: Sequence[Any]) -> Any:
         results = self._attempt(args)
         if results is not None:
             return results
         with self._lock:
             if self._captured is None:
-                self._captured = self._capture_anew(args)
+                try:
+                    self._captured = self._capture_anew(args)
+                except Exception as error:
+                    if self._strict:
+                        raise
+                    stage = "capturing a graph again"
+                    log.warning("%s: this graph stays in PyTorch", reason_of(error, stage))
+                    self._captured = self._in_pytorch
                 self._executables.clear()
         return self._captured(*args)
 
@@ -159,17 +191,7 @@ class Recalled:
         for executable in tuple(self._executables):
             if not self._statistics.are_current():
                 break
-            try:
-                results = executable.attempt(args)
-            except RuntimeFailure as error:
-                if self._strict:
-                    raise
-                if str(error) not in self._told:
-                    self._told.add(str(error))
-                    log.warning("%s: this graph runs in PyTorch", error)
-                answer = self._in_pytorch(*args)
-                count_one("fallback_calls")
-                return answer
+            results = executable.attempt(args)
             if results is not None:
                 for place, argument in self._passed:
                     results[place] = args[argument]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -10,14 +11,17 @@ from dataclasses import dataclass, field
 import sympy
 from torch import fx
 
-from singlecard.capture.program import Program
+from singlecard.blame import BUILDS, Budget, alike, first_refused, named_nodes, refusal_digest
+from singlecard.capture.program import Program, source_line
 from singlecard.capture.spans import Triple
 from singlecard.capture.spill import Spill
 from singlecard.choosing import Choosing
-from singlecard.engine.build import Engine, find_engine, get_engine, key_parts
+from singlecard.engine.build import Engine, find_engine, get_engine, key_parts, trial_report
 from singlecard.engine.cache import StoreError, default_folder
+from singlecard.engine.memory import recall, remember
 from singlecard.engine.remote import RemoteTier
-from singlecard.errors import BuildError, LoweringError, RuntimeFailure
+from singlecard.errors import LoweringError, RuntimeFailure
+from singlecard.faults import BAD_INPUT, reason_of
 from singlecard.lowering.call import op_name
 from singlecard.lowering.cards import target_refusal
 from singlecard.lowering.guards import Guard, guards_of
@@ -25,7 +29,7 @@ from singlecard.lowering.lower import Lowered, NodeRefused, lower
 from singlecard.network.building import Progress
 from singlecard.observe.topics import topic
 from singlecard.options import QUANTIZED, Options
-from singlecard.partition import Fallback, Partition, Segment, divide
+from singlecard.partition import Fallback, Partition, Segment, beginning_of, divide, is_counted
 from singlecard.placement import Placement
 from singlecard.precision.points import points_of
 from singlecard.recipe import Recipe
@@ -59,7 +63,13 @@ class Graph:
     def left_out(cls, module: fx.GraphModule, reason: str) -> Graph:
         """Return the entry of a graph that stays in PyTorch as a whole."""
         calls = [node for node in module.graph.nodes if node.op.startswith("call_")]
-        return cls(fallback=[Fallback(op_name(node), reason) for node in calls], ops=len(calls))
+        left = [Fallback(op_name(node), reason, source_line(node)) for node in calls]
+        return cls(fallback=left, ops=len(calls))
+
+    def leave(self, ops: Sequence[Fallback]) -> None:
+        """Note that PyTorch answered for ops that were lowered: a report must not count them."""
+        self.fallback += ops
+        self.lowered_ops -= len(ops)
 
 
 @dataclass
@@ -107,6 +117,15 @@ class Session(Choosing):
         """
         graph = Graph()
         self.graphs.append(graph)
+        try:
+            return self._compile(program, spans or {}, graph)
+        except BaseException:
+            self.graphs[:] = [item for item in self.graphs if item is not graph]
+            raise
+
+    def _compile(
+        self, program: Program, spans: Mapping[sympy.Symbol, Triple], graph: Graph
+    ) -> Executable:
         frozen = Frozen.of(program)
         program.spill = self._new_spill()
         if self.options.build == "background":  # the model may be trained on meanwhile
@@ -116,8 +135,8 @@ class Session(Choosing):
             points = points_of(program)
             self.options.calibration.check({point.name: point.signature() for point in points})
         if self.options.precision in QUANTIZED:
-            graph.placement = self._place(program, spans or {})
-        work = self._finish(program, graph.placement, spans or {}, graph, frozen)
+            graph.placement = self._place(program, spans)
+        work = self._finish(program, graph.placement, spans, graph, frozen)
         graph.partition = work.partition
         graph.ops, graph.lowered_ops = work.partition.ops, work.partition.lowered_ops
         graph.fallback = list(work.partition.fallback)
@@ -148,19 +167,21 @@ class Session(Choosing):
         reason = functools.partial(self._final_reason, refused)
         assignment = {} if placement is None else placement.assignment
         self._lower_precision(program, assignment)
+        budget, known = Budget(), dict[Segment, _Prepared]()
         while True:
             with self.timed("partition"):
                 partition = divide(program, reason, self.options.min_block_size)
             self._insist(partition.fallback)
             try:
-                made = [
-                    self._step(program, segment, graph, spans) for segment in partition.segments
-                ]
+                for segment in partition.segments:
+                    if segment not in known:
+                        known[segment] = self._step(program, segment, graph, spans, budget)
                 break
             except _Refused as error:
-                graph.engines.clear()
-                graph.bindings.clear()
                 refused.update({node.name: error.reason for node in error.nodes})
+        prepared = [known[segment] for segment in partition.segments]
+        graph.engines = [item.engine for item in prepared if item.engine is not None]
+        graph.bindings = [item.binding for item in prepared if item.binding is not None]
         cut: Cut = lambda: (program, partition.segments)  # noqa: E731
         if program.again is not None and self.execution == "engine":
             cut = functools.partial(self._cut_again, program.again, assignment, refused)
@@ -170,7 +191,7 @@ class Session(Choosing):
             Pieces(cut, frozen),
             Offload(frozen, self.options.offload_weights),
         )
-        return _Work(partition, [make(place, about) for place, make in enumerate(made)])
+        return _Work(partition, [item.make(place, about) for place, item in enumerate(prepared)])
 
     def _new_spill(self) -> Spill:
         return Spill(self.options.cache_dir or default_folder())
@@ -203,23 +224,27 @@ class Session(Choosing):
         segment: Segment,
         graph: Graph,
         spans: Mapping[sympy.Symbol, Triple],
-    ) -> _Make:
-        """Prepare a segment; return what makes its runner when all segments are prepared."""
+        budget: Budget,
+    ) -> _Prepared:
+        """Prepare a segment; its runner is made when all segments are prepared."""
         if not segment.lowered:
             run = pytorch_runner(program, segment, self.options.fallback)
-            return lambda place, about: run
+            return _Prepared(lambda place, about: run)
         try:
             with self.timed("lowering"):
                 lowered = lower(program, segment, spans)
         except NodeRefused as error:
-            raise _Refused([error.node], str(error)) from error
-        except BuildError as error:
-            raise _Refused(segment.nodes, str(error)) from error
+            raise _Refused(alike(error.node, segment.nodes), str(error)) from error
         except Exception as error:
-            raise _Refused(segment.nodes, _fault("lowering", error)) from error
-        engine = self._engine(lowered, segment) if self.build else None
-        if engine is not None:  # what runs the engine holds it: who only builds lets go
-            graph.engines.append(dataclasses.replace(engine, entry=None))
+            raise _Refused(segment.nodes, reason_of(error, "lowering")) from error
+        engine = None
+        if self.build:
+            try:
+                engine = self._engine(lowered, segment)
+            except (_Refused, *BAD_INPUT):
+                raise
+            except Exception as error:
+                raise self._isolate(program, segment, lowered, error, spans, budget) from error
         binding = binding_of(lowered, segment)
         graph.bindings.append(binding)
         if self.execution == "engine":
@@ -229,11 +254,18 @@ class Session(Choosing):
             reference = reference_runner(lowered, binding)
             make = lambda about: reference  # noqa: E731
 
+        ops = [(op_name(node), source_line(node)) for node in segment.nodes if is_counted(node)]
+
+        def keep(reason: str) -> None:
+            graph.leave([Fallback(op, reason, line) for op, line in ops])
+
         def made(place: int, about: _About) -> Runner:
             instead = None if self.options.strict else about.pieces.runner(place, segment)
-            return in_range(make(about), binding, instead)
+            return in_range(make(about), binding, instead, keep)
 
-        return made
+        # What runs the engine holds it: who only builds lets go.
+        kept = None if engine is None else dataclasses.replace(engine, entry=None)
+        return _Prepared(made, kept, binding)
 
     def _engine_runner(
         self, engine: Engine, binding: Binding, segment: Segment
@@ -256,20 +288,70 @@ class Session(Choosing):
         return lambda about: runner
 
     def _engine(self, lowered: Lowered, segment: Segment) -> Engine:
-        try:
-            with self.timed("digest"):
-                parts = key_parts(lowered, self.settings)
-            with self.timed("build"):
-                cache, remote = self.cache, self.remote
-                if self.options.build == "never":
-                    engine = find_engine(parts, cache, remote)
-                    if engine is None:
-                        words = "build='never', and its engine is not cached"
-                        raise _Refused(segment.nodes, words)
-                    return engine
+        with self.timed("digest"):
+            parts = key_parts(lowered, self.settings)
+        with self.timed("build"):
+            self._check_remembered(parts, segment)
+            cache, remote = self.cache, self.remote
+            if self.options.build == "never":
+                engine = find_engine(parts, cache, remote)
+                if engine is None:
+                    words = "build='never', and its engine is not cached"
+                    raise _Refused(segment.nodes, words)
+                return engine
+            try:
                 return get_engine(lowered, self.settings, cache, self.progress, parts, remote)
-        except (BuildError, LoweringError, StoreError) as error:
-            raise _Refused(segment.nodes, str(error)) from error
+            except StoreError as error:
+                raise _Refused(segment.nodes, str(error)) from error
+
+    def _check_remembered(self, parts: Mapping[str, str], segment: Segment) -> None:
+        """Refuse what a build of the same network was refused for, in this process or another.
+
+        Raises:
+            _Refused: there was such a build.
+        """
+        held = recall(self.cache, refusal_digest(parts))
+        if held is not None:
+            nodes = [segment.nodes[place] for place in held["nodes"]]
+            raise _Refused(nodes, held["reason"])
+
+    def _isolate(
+        self,
+        program: Program,
+        segment: Segment,
+        lowered: Lowered,
+        error: Exception,
+        spans: Mapping[sympy.Symbol, Triple],
+        budget: Budget,
+    ) -> _Refused:
+        """Find the op for which a network is refused, by TensorRT's words or by trial builds."""
+        reason = reason_of(error, "building")
+        if self.options.build == "never" or not budget.take():
+            return _Refused(segment.nodes, reason)
+
+        def builds(count: int) -> bool:
+            try:
+                tried = lower(program, beginning_of(program, segment, count), spans)
+                key_parts(tried, self.settings)
+                trial_report(tried, self.settings, self.cache)
+            except Exception as refusal:
+                topic("build").debug("a trial does not build: %s", refusal)
+                return False
+            return True
+
+        with self.timed("build"):
+            named = named_nodes(lowered, reason)
+            node = named[0] if len(named) == 1 else first_refused(segment, builds, budget)
+        if node is None:
+            return _Refused(
+                segment.nodes, f"{reason} (which op it is was not found in {BUILDS} builds)"
+            )
+        nodes = alike(node, segment.nodes)
+        with contextlib.suppress(Exception):  # else the next process finds it out again
+            parts = key_parts(lowered, self.settings)
+            places = [segment.nodes.index(item) for item in nodes]
+            remember(self.cache, refusal_digest(parts), {"nodes": places, "reason": reason})
+        return _Refused(nodes, reason)
 
     def _insist(self, fallback: Sequence[Fallback]) -> None:
         """Raise where the caller wants everything lowered and something is not."""
@@ -282,12 +364,6 @@ class Session(Choosing):
         """Log once what stays in PyTorch."""
         for reason in dict.fromkeys(item.reason for item in fallback):
             topic("partition").warning("%s: this part stays in PyTorch", reason)
-
-
-def _fault(stage: str, error: Exception) -> str:
-    if isinstance(error, LoweringError):
-        return str(error)
-    return f"{stage} failed with {type(error).__name__}: {error}: please report this"
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,8 +393,13 @@ class _About:
     offload: Offload
 
 
-#: Makes the runner of a segment, for its place among all.
-_Make = Callable[[int, _About], Runner]
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A segment that is ready: what makes its runner, for its place among all, and its engine."""
+
+    make: Callable[[int, _About], Runner]
+    engine: Engine | None = None
+    binding: Binding | None = None
 
 
 class _Refused(Exception):

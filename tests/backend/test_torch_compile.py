@@ -26,7 +26,7 @@ from singlecard.network.inspect import view_network
 from singlecard.options import Options
 from singlecard.session import Session
 from singlecard.warning import SinglecardWarning
-from tests.backend.harness import REFERENCE, Compiled, check, equal
+from tests.backend.harness import REFERENCE, Compiled, check, check_left, equal
 from tests.graphs import program_of
 
 
@@ -62,10 +62,15 @@ CASES: dict[str, Callable[[torch.Tensor], Any]] = {
 }
 
 
+#: What no network computes any of.
+LEFT = ("only constants", "complex parts", "nothing to compute")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_outputs(name: str) -> None:
     """Whatever a model returns, its user's code gets what eager gives."""
-    check(CASES[name], torch.randn(3, 4))
+    comparison = check_left if name in LEFT else check
+    comparison(CASES[name], torch.randn(3, 4))
 
 
 def test_dataclass_output() -> None:
@@ -486,7 +491,7 @@ def test_fault_in_a_converter_is_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(Options(), build=False)
     session.compile(program_of(lambda x: x + 1, torch.ones(2)))
     assert "please report" in session.graphs[0].fallback[0].reason
-    check(lambda x: x + 1, torch.ones(2))
+    check_left(lambda x: x + 1, torch.ones(2))
 
 
 def test_unusable_cache_is_an_error(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._decomp import core_aten_decompositions
+from torch._dynamo.exc import TorchDynamoException
 from torch._functorch._aot_autograd.schemas import OutputType, PlainTensorMeta
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch._guards import TracingContext
@@ -17,14 +18,16 @@ from torch.utils._python_dispatch import _disable_current_modes
 from singlecard.capture import ops
 from singlecard.capture.composite import kept_whole
 from singlecard.capture.decompose import DECOMPOSITIONS
+from singlecard.capture.inlining import inline_regions
 from singlecard.capture.layouts import promise_layouts
 from singlecard.capture.numbers import freeze_numbers
+from singlecard.capture.opaque import close_opaque
 from singlecard.capture.program import Program
 from singlecard.capture.results import describe_results
 from singlecard.capture.statistics import has_batch_norm
 from singlecard.capture.strided import read_owners
 from singlecard.capture.symbols import read_sizes_from_inputs
-from singlecard.capture.variants import Executable, Variants
+from singlecard.capture.variants import Answers, Executable, Variants
 from singlecard.capture.whole import keep_whole
 from singlecard.errors import CaptureError
 
@@ -112,25 +115,46 @@ def capture(
     module: fx.GraphModule,
     examples: Sequence[Any],
     compile_program: Callable[[Program], Executable],
+    answer: Answers | None = None,
 ) -> Callable[..., Any]:
     """Return a callable for Dynamo, made by ``compile_program`` from the functional Program.
 
     AOTAutograd keeps what is around the Program right: aliasing outputs, views of inputs,
     duplicated inputs, the order of mutations. Weights that changed since they were frozen, or that
     belong to another instance of the same module, lead to another Program.
+
+    Args:
+        module: Dynamo's graph.
+        examples: the tensors and sizes it was traced with.
+        compile_program: makes what runs a Program.
+        answer: see `Variants`.
+
+    Raises:
+        CaptureError: AOTAutograd cannot capture the graph, or a Program cannot be made of it.
+        Exception: what ``compile_program`` raises.
     """
     copy = fx.GraphModule(module, copy_graph(module.graph))
+    inline_regions(copy)
     freeze_numbers(copy.graph)
     keep_whole(copy.graph)
     copy.recompile()
-    normalizes = has_batch_norm(module.graph)
+    normalizes = has_batch_norm(copy.graph)
     placeholders = module.graph.find_nodes(op="placeholder")
     static = [
         example if is_frozen(node, example) else None
         for node, example in zip(placeholders, examples, strict=True)
     ]
 
+    ours: list[Exception] = []
+
     def inner(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        try:
+            return compile_captured(gm, example_inputs)
+        except Exception as error:
+            ours.append(error)
+            raise
+
+    def compile_captured(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         frozen = _frozen_values(gm, copy, static)
 
         is_whole = len(examples) == len(example_inputs)
@@ -143,7 +167,9 @@ def capture(
             return compile_program(program)
 
         with _disable_current_modes():  # Dynamo calls inside a fake mode; weights are real
-            variants = Variants(frozen, compile_weights, lambda args: list(gm(*args)), normalizes)
+            variants = Variants(
+                frozen, compile_weights, lambda args: list(gm(*args)), normalizes, answer
+            )
 
         def run(args: Sequence[Any]) -> list[Any]:
             return variants(args)
@@ -153,15 +179,24 @@ def capture(
 
     # Before ops are hidden: PyTorch keeps the list of ops that it collects here for `torch.export`.
     table = decompositions()
-    with kept_whole(_KEPT_WHOLE):
-        return aot_module_simplified(
-            copy,
-            examples,
-            fw_compiler=inner,
-            inference_compiler=inner,
-            decompositions=table,
-            keep_inference_input_mutations=True,
-        )
+    try:
+        with kept_whole(_KEPT_WHOLE):
+            return aot_module_simplified(
+                copy,
+                examples,
+                fw_compiler=inner,
+                inference_compiler=inner,
+                decompositions=table,
+                keep_inference_input_mutations=True,
+            )
+    except TorchDynamoException:
+        raise  # Dynamo's own way to start over
+    except Exception as error:
+        if any(error is item for item in ours):
+            raise
+        raise CaptureError(f"PyTorch could not capture the graph ({error})") from error
+    finally:
+        ours.clear()  # their tracebacks lead back here
 
 
 def _passed(context: TracingContext | None) -> tuple[tuple[int, int], ...] | None:
@@ -251,6 +286,7 @@ def program_from_aot(original: fx.GraphModule, frozen: dict[int, torch.Tensor]) 
         node.target = aten.linear.default  # kept whole: from here on PyTorch's own op says it
     for node in graph.find_nodes(op="call_function", target=ops.laid_attention):
         node.target, node.args = ops.attention, node.args[:-1]  # its value's strides say the rest
+    close_opaque(module)
     read_owners(graph)
     placeholders = graph.find_nodes(op="placeholder")
     place = {node: index for index, node in enumerate(placeholders)}

@@ -19,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
+from singlecard.capture.opaque import Opaque
 from singlecard.capture.symbols import symbols_in
 
 aten = torch.ops.aten
@@ -69,13 +70,17 @@ _BY_ADDRESS = frozenset(
 
 def reads_memory(target: Any) -> bool:
     """Tell whether an op's answer may depend on how its arguments lie in memory."""
-    if isinstance(target, torch._ops.HigherOrderOperator):
+    if _runs_others(target):
         return True  # runs kernels, or graphs that were traced with the strides of their arguments
     if not isinstance(target, torch._ops.OpOverload):
         return False
     if target.namespace in _BY_VALUE:
         return target in OF_MEMORY or target._schema.name in _BY_ADDRESS
     return torch.Tag.flexible_layout not in target.tags
+
+
+def _runs_others(target: Any) -> bool:
+    return isinstance(target, (torch._ops.HigherOrderOperator, Opaque))
 
 
 @dataclass(frozen=True)
@@ -194,7 +199,7 @@ def keep_promise(node: fx.Node, sources: Mapping[sympy.Symbol, Any]) -> None:
         sources: values in that graph for the symbols in strides.
     """
     strides = iter(promised(node))
-    from_start = node.target in OF_MEMORY or isinstance(node.target, torch._ops.HigherOrderOperator)
+    from_start = node.target in OF_MEMORY or _runs_others(node.target)
     made: dict[tuple[fx.Node, str], fx.Node] = {}
 
     def lay(arg: fx.Node) -> fx.Node:

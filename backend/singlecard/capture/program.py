@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from singlecard.capture.opaque import is_opaque
 from singlecard.capture.results import Result
 from singlecard.capture.spill import Spill
 from singlecard.errors import CaptureError
@@ -26,7 +27,7 @@ with_effects = torch.ops.higher_order.with_effects
 
 @dataclass
 class Program:
-    """A functional ATen graph with frozen constants.
+    """A functional ATen graph with frozen constants, and calls of `Opaque` for ops on graphs.
 
     Attributes:
         module: the graph. Its placeholders are the inputs that vary from call to call, in order;
@@ -144,6 +145,10 @@ class Program:
             )
         return node
 
+    def drop_dead(self) -> None:
+        """Erase what nothing reads, but for ops that are run for more than their results."""
+        self.graph.eliminate_dead_code(lambda node: node.is_impure() or is_opaque(node))
+
     def check(self) -> None:
         """Verify the Program's rules.
 
@@ -159,9 +164,8 @@ class Program:
                 if isinstance(target, torch._ops.OpOverload):
                     if target._schema.is_mutable:
                         raise CaptureError(f"{target} changes its arguments: not functional")
-                elif target is with_effects:
-                    if not isinstance(node.args[1], torch._ops.OpOverload):
-                        raise CaptureError(f"{node.args[1]} is run for its effect, and no ATen op")
+                elif target is with_effects or is_opaque(node):
+                    pass
                 elif getattr(target, "__module__", None) not in _PLAIN_FUNCTIONS:
                     raise CaptureError(f"{target} is not an ATen op")
             elif node.op != "placeholder":

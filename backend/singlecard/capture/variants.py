@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,10 @@ VARIANTS = 8
 
 #: How often one set of weights is compiled again because it was written to.
 REBUILDS = 8
+
+
+#: Calls the second argument in place of what raised the first.
+Answers = Callable[[Exception, Callable[[], list[Any]]], list[Any]]
 
 
 class Executable(Protocol):
@@ -38,6 +43,8 @@ class _Weights:
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
         self._references = [weakref.ref(tensor) for tensor in tensors]
         self.rebuilds = 0
+        #: Version counters of weights that could not be compiled: it is not tried again with them.
+        self.failed: list[int | None] | None = None
 
     def are(self, tensors: Sequence[torch.Tensor]) -> bool:
         pairs = zip(self._references, tensors, strict=True)
@@ -45,6 +52,10 @@ class _Weights:
 
     def are_alive(self) -> bool:
         return all(reference() is not None for reference in self._references)
+
+
+def _versions(tensors: Sequence[torch.Tensor]) -> list[int | None]:
+    return [None if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 class _Variant(NamedTuple):
@@ -68,10 +79,20 @@ class Variants:
         compile_weights: Callable[[dict[int, torch.Tensor]], Executable],
         in_pytorch: Callable[[Sequence[Any]], list[Any]],
         has_statistics: bool,
+        answer: Answers | None = None,
     ) -> None:
+        """Compile for the first set of weights.
+
+        Args:
+            frozen: those weights, by place among the arguments.
+            compile_weights: makes what runs the graph with some weights.
+            in_pytorch: runs the graph in PyTorch.
+            has_statistics: whether batch norms may write to weights unseen.
+            answer: calls its second argument where a call raised the first one. None: it raises.
+        """
         self._places = tuple(frozen)
         self._compile = compile_weights
-        self._in_pytorch = in_pytorch
+        self._in_pytorch, self._answer = in_pytorch, answer
         self._room = VARIANTS
         self._compiling = threading.Lock()
         self._has_statistics = has_statistics
@@ -80,6 +101,16 @@ class Variants:
         self._keep(self._known[0], dict(frozen))
 
     def __call__(self, args: Sequence[Any]) -> list[Any]:
+        try:
+            results = self._results(args)
+        except Exception as error:
+            if self._answer is None:
+                raise
+            return self._answer(error, functools.partial(self._in_pytorch, args))
+        return self._in_pytorch(args) if results is None else results
+
+    def _results(self, args: Sequence[Any]) -> list[Any] | None:
+        """Return the results of what was compiled; None where PyTorch is to run the graph."""
         results = self._attempt(args)
         if results is not None:
             return results
@@ -88,7 +119,7 @@ class Variants:
             if results is not None:
                 return results
             executable = self._new(args)
-        return self._in_pytorch(args) if executable is None else executable(args)
+        return None if executable is None else executable(args)
 
     def _attempt(self, args: Sequence[Any]) -> list[Any] | None:
         for item in tuple(self._kept):
@@ -103,6 +134,8 @@ class Variants:
         given = {place: args[place] for place in self._places}
         tensors = list(given.values())
         weights = next((item for item in self._known if item.are(tensors)), None)
+        if weights is not None and weights.failed == _versions(tensors):
+            return None
         if weights is None:
             weights = _Weights(tensors)
             self._known = [item for item in self._known if item.are_alive()] + [weights]
@@ -117,7 +150,11 @@ class Variants:
             return None
         else:
             weights.rebuilds += 1
-        return self._keep(weights, given)
+        try:
+            return self._keep(weights, given)
+        except Exception:
+            weights.failed = _versions(tensors)
+            raise
 
     def _keep(self, weights: _Weights, frozen: dict[int, torch.Tensor]) -> Executable:
         # Looked at before compiling: who trains meanwhile must be noticed.

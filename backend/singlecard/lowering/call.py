@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from singlecard.capture.layouts import OF_MEMORY, promised
+from singlecard.capture.opaque import Opaque
 from singlecard.capture.program import with_effects
 
 
@@ -103,4 +104,6 @@ def op_name(node: fx.Node) -> str:
     target: Any = node.args[1] if node.target is with_effects else node.target
     if isinstance(target, torch._ops.OpOverload):
         return f"{target.namespace}.{target._schema.name.split('::')[-1]}"
+    if isinstance(target, Opaque):
+        return target.name
     return getattr(target, "__name__", str(target))

@@ -15,6 +15,9 @@ from torch import fx
 
 from singlecard.lowering.call import Call, tensors_in
 
+#: What TensorRT's ``Dims`` holds (1.7.1.116: a longer tuple is a TypeError of the binding).
+MOST_DIMENSIONS = 8
+
 
 @dataclass(frozen=True)
 class Condition:

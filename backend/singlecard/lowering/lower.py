@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from singlecard.capture.program import Program, module_path
 from singlecard.capture.quantized import dequantize
 from singlecard.capture.spans import Triple
 from singlecard.errors import LoweringError
+from singlecard.faults import reason_of
 from singlecard.lowering.call import Call, op_name
 from singlecard.lowering.outputs import used_entries
 from singlecard.lowering.sizes import Sizes, expression
@@ -55,6 +57,7 @@ class Lowered:
         extents: for each network input that stands for a number, by its length alone, the number's
             place among the segment's inputs.
         in_place: for each output that lies in an input's memory, its place and the input's.
+        layers: for each node, the place behind the last of the network's layers made for it.
     """
 
     net: Net
@@ -63,6 +66,17 @@ class Lowered:
     profiles: dict[str, Profile]
     in_place: dict[int, int]
     extents: dict[str, int]
+    layers: tuple[tuple[fx.Node, int], ...] = ()
+
+    def makers_by_layer(self) -> dict[str, fx.Node]:
+        """Return for the name of each layer the node that it was made for."""
+        found: dict[str, fx.Node] = {}
+        first = 0
+        for node, last in self.layers:
+            for place in range(first, last):
+                found[self.net.definition.get_layer(place).name] = node
+            first = last
+        return found
 
 
 def input_name(index: int) -> str:
@@ -122,25 +136,35 @@ def lower(
         if isinstance(node.meta["val"], torch.SymInt):
             make = functools.partial(_extent, net, sizes, profiles, extents, place, node)
             sizes.given.setdefault(expression(node.meta["val"]), make)
+    layers: list[tuple[fx.Node, int]] = []
     try:
         for node in segment.nodes:
-            try:
+            with _refusing(node):
                 _lower_node(net, program, sizes, node, values)
-            except LoweringError as error:
-                raise NodeRefused(node, str(error)) from error
+            layers.append((node, net.definition.num_layers))
     finally:  # no collector may come by for long: a network goes when nobody holds it
         net.forget_op()
         sizes.given.clear()
     outputs = tuple(segment.outputs)
     for index, node in enumerate(outputs):
-        with net.scope(f"{module_path(node)}/output"):
+        with _refusing(node), net.scope(f"{module_path(node)}/output"):
             net.mark_output(values[node], output_name(index))
+        layers.append((node, net.definition.num_layers))
     in_place = {
         index: tensors.index(node.args[0])  # type: ignore[arg-type]
         for index, node in enumerate(outputs)
         if node.target == ops.update_cache
     }
-    return Lowered(net, tuple(tensors), outputs, profiles, in_place, extents)
+    return Lowered(net, tuple(tensors), outputs, profiles, in_place, extents, tuple(layers))
+
+
+@contextmanager
+def _refusing(node: fx.Node) -> Iterator[None]:
+    """Let whatever fails in work on one op be that op's refusal."""
+    try:
+        yield
+    except Exception as error:
+        raise NodeRefused(node, reason_of(error, f"lowering {op_name(node)}")) from error
 
 
 def _limits(segment: Segment) -> dict[sympy.Symbol, int]:

@@ -13,10 +13,11 @@ import torch
 from torch import fx
 
 import singlecard.lowering.ops as ops_package
+from singlecard.capture.opaque import Opaque
 from singlecard.capture.program import with_effects
 from singlecard.capture.quantized import dequantize
 from singlecard.lowering.call import Call, tensors_in
-from singlecard.lowering.conditions import first_refusal, type_name
+from singlecard.lowering.conditions import MOST_DIMENSIONS, first_refusal, type_name
 from singlecard.lowering.declaration import Declaration
 from singlecard.lowering.outputs import used_entries
 
@@ -71,6 +72,11 @@ def _general_refusal(call: Call) -> str | None:
     if call.node.target is dequantize:
         del values["codes"]  # a constant, whose type its own conditions speak of
     for value in (*tensors_in(list(values.values())), *tensors_in(results)):
+        if value.ndim > MOST_DIMENSIONS:
+            return (
+                f"{call.op} meets a tensor of {value.ndim} dimensions, and TensorRT's have at most "
+                f"{MOST_DIMENSIONS}"
+            )
         if value.dtype not in CARRIED:
             return f"{call.op} meets {type_name(value.dtype)}, which TensorRT does not compute with"
         if value.layout is not torch.strided:
@@ -103,6 +109,8 @@ def refusal(node: fx.Node) -> str | None:
     call = Call.of(node)
     if node.target is with_effects:
         return f"{call.op} runs for its effect (it raises or prints), which no engine can have"
+    if isinstance(node.target, Opaque):
+        return node.target.reason
     if REASON in node.meta:
         return str(node.meta[REASON])
     declaration = table().get(node.target)

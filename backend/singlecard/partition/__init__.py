@@ -45,7 +45,7 @@ class Partition:
     lowered_ops: int
 
 
-def _is_counted(node: fx.Node) -> bool:
+def is_counted(node: fx.Node) -> bool:
     """Ops count; taking an item of a tuple, or arithmetic on sizes, does not."""
     return node.target is not operator.getitem and not _is_size(node)
 
@@ -76,7 +76,7 @@ def divide(
         segments = _segments(program, reasons, frozenset())
     if again := _crossing_again(segments):
         segments = _segments(program, reasons, again)
-    counted = [node for node in program.calls() if _is_counted(node)]
+    counted = [node for node in program.calls() if is_counted(node)]
     fallback = tuple(
         Fallback(op_name(node), reason, source_line(node)) for node, reason in reasons.items()
     )
@@ -87,7 +87,7 @@ def _small_blocks(segments: Sequence[Segment], min_block_size: int | None) -> di
     """Return the ops of engines that would be too small, each with the reason."""
     reasons: dict[fx.Node, str] = {}
     for segment in segments:
-        counted = [node for node in segment.nodes if _is_counted(node)]
+        counted = [node for node in segment.nodes if is_counted(node)]
         if not segment.lowered or not counted:
             continue
         block = f"a block of {len(counted)} op" + ("s" if len(counted) > 1 else "")
@@ -147,13 +147,23 @@ def _segments(
             latest = max(before, default=-1)
             level[node] = latest + ((latest & 1) ^ kind)
         groups.setdefault(level[node], []).append(node)
-    sizes = SizeNodes(program.graph)
-    for node in program.calls():
-        sizes.learn(node)
+    sizes = _sizes_in(program)
     return tuple(_segment(sizes, group, at % 2 == 0) for at, group in sorted(groups.items()))
 
 
-def _segment(sizes: SizeNodes, nodes: list[fx.Node], lowered: bool) -> Segment:
+def beginning_of(program: Program, segment: Segment, count: int) -> Segment:
+    """Return the first ops of a segment as a segment."""
+    return _segment(_sizes_in(program), segment.nodes[:count], segment.lowered)
+
+
+def _sizes_in(program: Program) -> SizeNodes:
+    sizes = SizeNodes(program.graph)
+    for node in program.calls():
+        sizes.learn(node)
+    return sizes
+
+
+def _segment(sizes: SizeNodes, nodes: Sequence[fx.Node], lowered: bool) -> Segment:
     inside = set(nodes)
     inputs: dict[fx.Node, None] = {}
     outputs: dict[fx.Node, None] = {}

@@ -19,6 +19,7 @@ from singlecard.passes.dynamic_quantization import note_dynamic
 from singlecard.passes.fused_attention import name_attention
 from singlecard.passes.grouped_product import name_grouped_product
 from singlecard.passes.grouped_query import share_key_heads
+from singlecard.passes.high_rank import skip_high_rank, work_at_lower_rank
 from singlecard.passes.known import (
     drop_empty_product,
     drop_empty_write,
@@ -65,6 +66,8 @@ FIRST: tuple[Rule, ...] = (
     name_attention,
     fold_batch_norm,
     unflatten_product,
+    work_at_lower_rank,
+    skip_high_rank,
     drop_identity,
     merge_views,
     join_bias,
@@ -91,12 +94,12 @@ SECOND: tuple[Rule, ...] = (
 
 def simplify(program: Program) -> Program:
     """Run every pass, in place, and return the Program."""
-    program.graph.eliminate_dead_code()
+    program.drop_dead()
     name_empty(program)
     apply_rules(program, FIRST)
     fold_constants(program)
     apply_rules(program, SECOND)
     merge_common(program)
-    program.graph.eliminate_dead_code()
+    program.drop_dead()
     apply_rules(program, (drop_identity,))
     return program

@@ -126,7 +126,7 @@ def fold_constants(program: Program) -> None:
         constant = program.new_constant(node, folded[node], node)
         node.replace_all_uses_with(constant, lambda user: user not in folded)
         program.trace.append(f"fold_constants at {node.name}")
-    program.graph.eliminate_dead_code()
+    program.drop_dead()
     _drop_unused(program)
 
 

@@ -8,12 +8,14 @@ but in ops whose other operands vary.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 from torch import fx
 
-from singlecard.capture.program import Program
+from singlecard.capture.opaque import is_opaque
+from singlecard.capture.program import Program, with_effects
 from singlecard.lowering.call import Call, tensors_in
 from singlecard.lowering.table import CARRIED
 from singlecard.passes.rule import forward, is_call, replace, same_shape
@@ -45,6 +47,9 @@ def name_empty(program: Program) -> None:
         value = node.meta.get("val")
         if node.op not in ("placeholder", "call_function") or not is_empty(value):
             continue
+        source = node.args[0] if node.target is operator.getitem else node
+        if isinstance(source, fx.Node) and (is_opaque(source) or source.target is with_effects):
+            continue  # a token: what comes behind it must not come before
         is_given = node.op == "placeholder"
         users = [user for user in node.users if not (is_given and user.op == "output")]
         if not users or not _is_static(value):
@@ -53,7 +58,7 @@ def name_empty(program: Program) -> None:
         constant = program.new_constant(first if is_given else node, elements, node)
         node.replace_all_uses_with(constant, users.__contains__)
         program.trace.append(f"name_empty at {node.name}")
-    program.graph.eliminate_dead_code()
+    program.drop_dead()
 
 
 def drop_empty_write(program: Program, node: fx.Node) -> bool:

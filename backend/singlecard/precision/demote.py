@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 import torch
 from torch import fx
 
+from singlecard.capture.opaque import is_opaque
 from singlecard.capture.program import PATH_KEYS, Program
 
 aten = torch.ops.aten
@@ -21,6 +24,7 @@ def demote_float64(program: Program) -> Program:
     graph = program.graph
     output = graph.output_node()
     wide = [value for value in output.all_input_nodes if _is_wide(value)]
+    narrowed: set[fx.Node] = set()
     last = graph.find_nodes(op="placeholder")[-1:]
     for node in list(graph.nodes):
         if node.op == "placeholder" and _is_wide(node):
@@ -28,6 +32,7 @@ def demote_float64(program: Program) -> Program:
                 narrow = _cast(graph, node, torch.float32)
             node.replace_all_uses_with(narrow, lambda user, own=narrow: user is not own)
             wide = [narrow if value is node else value for value in wide]
+            narrowed.add(narrow)
         elif node.op == "get_attr" and _is_wide(node):
             held = program.constant(node)
             assert held is not None
@@ -35,7 +40,17 @@ def demote_float64(program: Program) -> Program:
             node.replace_all_uses_with(constant)
             graph.erase_node(node)
             wide = [constant if value is node else value for value in wide]
+            narrowed.add(constant)
+        elif is_opaque(node):  # it takes and gives what it was captured with
+            for value in [item for item in node.all_input_nodes if item in narrowed]:
+                with graph.inserting_before(node):
+                    node.replace_input_with(value, _cast(graph, value, torch.float64))
+            narrowed.update(_narrow_results(graph, node, wide))
+        elif node.target is operator.getitem and is_opaque(node.args[0]):
+            continue
         elif node.op == "call_function":
+            if _is_wide(node):
+                narrowed.add(node)
             node.args = _narrowed(node.args)
             node.kwargs = _narrowed(node.kwargs)
             node.meta["val"] = _narrowed(node.meta["val"])
@@ -44,6 +59,19 @@ def demote_float64(program: Program) -> Program:
             back = _cast(graph, value, torch.float64)
         output.replace_input_with(value, back)
     return program
+
+
+def _narrow_results(graph: fx.Graph, node: fx.Node, wide: list[fx.Node]) -> list[fx.Node]:
+    """Cast the results of an op that keeps its types, and return the casts."""
+    results = [node] if _is_wide(node) else [user for user in node.users if _is_wide(user)]
+    casts = []
+    for result in results:
+        with graph.inserting_after(result):
+            narrow = _cast(graph, result, torch.float32)
+        result.replace_all_uses_with(narrow, functools.partial(operator.is_not, narrow))
+        wide[:] = [narrow if value is result else value for value in wide]
+        casts.append(narrow)
+    return casts
 
 
 def _is_wide(node: fx.Node) -> bool:

@@ -108,7 +108,7 @@ def quantize(
     """
     known = {} if known is None else known
     _Quantizer(program, points, assignment, table, known, instead or {}).run()
-    program.graph.eliminate_dead_code()
+    program.drop_dead()
     return program
 
 

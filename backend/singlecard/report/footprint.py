@@ -17,13 +17,12 @@ from singlecard.capture.spans import Triple
 from singlecard.engine.build import Engine, key_digest, key_parts, trial_report
 from singlecard.engine.memory import recall, remember
 from singlecard.engine.plan_traffic import largest, total
-from singlecard.errors import BuildError
 from singlecard.lowering.lower import Lowered
 from singlecard.partition import Segment
 from singlecard.report.doors import Entrance
 from singlecard.report.measure import run_compiled
 from singlecard.runtime.executable import Executable
-from singlecard.session import Session, _Refused
+from singlecard.session import Session
 
 #: An input with fewer axes that a model writes to is a counter or a statistic, and no cache.
 _CACHE_AXES = 3
@@ -127,10 +126,8 @@ class _SizeSession(Session):
         digest = key_digest({**parts, "kept": "sizes"})
         sizes = _sizes_from(recall(self.cache, digest))
         if sizes is None:
-            try:
-                report = trial_report(lowered, self.settings, self.cache)
-            except BuildError as error:
-                raise _Refused(segment.nodes, str(error)) from error
+            self._check_remembered(parts, segment)
+            report = trial_report(lowered, self.settings, self.cache)
             sizes = PlanSizes(
                 report.weights_bytes,
                 report.scratch_bytes,

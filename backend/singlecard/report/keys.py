@@ -54,7 +54,7 @@ def keys_of_model(model: Model, options: Options) -> list[dict[str, str]]:
     """Return the key of each engine that a build of the model would make, in order.
 
     Precisions that are placed by what plans say have trial plans built, unless a build has done so
-    before. An op that only the builder itself refuses is not known here: then keys differ.
+    before. An op that only the builder itself refuses is known where a build has found it out.
     """
     entrance = enter(model.module, model.args, model.kwargs, model.dynamic_shapes, options)
     chosen = dataclasses.replace(entrance.options, build="now")
@@ -76,5 +76,7 @@ class _KeySession(Session):
     keys: dict[Segment, dict[str, str]] = field(default_factory=dict)
 
     def _engine(self, lowered: Lowered, segment: Segment) -> Engine | None:  # type: ignore[override]
-        self.keys[segment] = key_parts(lowered, self.settings)
+        parts = key_parts(lowered, self.settings)
+        self._check_remembered(parts, segment)
+        self.keys[segment] = parts
         return None

@@ -10,6 +10,8 @@ import torch
 from singlecard.capture.layouts import Layout, laid_out
 from singlecard.capture.program import Program
 from singlecard.capture.results import view_again
+from singlecard.errors import RuntimeFailure
+from singlecard.faults import HalfWritten
 from singlecard.partition import Segment
 from singlecard.runtime.frozen import Frozen, getter
 from singlecard.runtime.runners import Runner
@@ -177,7 +179,11 @@ class Executable:
     def _write_back(self, args: Sequence[Any], values: Sequence[Any]) -> None:
         """Copy the new values of mutated inputs, none of which may be overwritten before.
 
-        An input that an engine wrote to in place is its own new value already.
+        An input that an engine wrote to in place is its own new value already. What can fail is
+        done before anything is written: PyTorch answers then, from inputs that are as they were.
+
+        Raises:
+            HalfWritten: PyTorch copied one value, and failed to copy another.
         """
         changes = [
             (args[place], value)
@@ -190,8 +196,24 @@ class Executable:
                 (target, value.clone() if _memory(value) in written else value)
                 for target, value in changes
             ]
+        changes = [(target, value.to(target.device)) for target, value in changes]
         for target, value in changes:
-            target.copy_(value)
+            if target.shape != value.shape:
+                raise RuntimeFailure(
+                    f"an input of shape {list(target.shape)} would be overwritten with a value of "
+                    f"shape {list(value.shape)}: please report this"
+                )
+        for place, (target, value) in enumerate(changes):
+            try:
+                target.copy_(value)
+            except Exception as error:
+                if not place:
+                    raise
+                raise HalfWritten(
+                    f"{place} of {len(changes)} tensors that a call changes were written, and then "
+                    f"PyTorch failed to write the next one ({error}): restore their values before "
+                    "the model is called again"
+                ) from error
 
     def _value(self, item: Any, values: dict[int, Any]) -> Any:
         if not isinstance(item, Slot):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from singlecard.errors import RuntimeFailure
+from singlecard.errors import RuntimeFailure, SinglecardError
+from singlecard.faults import Faults, reason_of
 from singlecard.lowering.lower import Profile
-from singlecard.observe.counters import count_one
-from singlecard.observe.topics import topic
 from singlecard.runtime.binding import Binding
 from singlecard.runtime.runners import Runner
 
-log = topic("runtime")
+#: What runners do, for the words of a fault.
+STAGE = "running a network"
 
 #: Combinations of sizes that are known to be in range; more begin anew.
 _KNOWN_SIZES = 1024
@@ -28,31 +29,31 @@ def range_refusal(shapes: Mapping[str, Sequence[int]], profiles: Mapping[str, Pr
     return ""
 
 
-def in_range(run: Runner, binding: Binding, instead: Runner | None) -> Runner:
+def in_range(
+    run: Runner,
+    binding: Binding,
+    instead: Runner | None,
+    keep: Callable[[str], None] | None = None,
+) -> Runner:
     """Return a runner that leaves to another what ``run`` cannot do, and says so once.
 
     Args:
         run: runs the network.
         binding: how it is called, with the ranges of its inputs.
-        instead: runs the same ops in PyTorch; None raises instead.
+        instead: runs the same ops in PyTorch; None raises `RuntimeFailure` instead.
+        keep: given the reason of each failure, to be found in reports.
     """
-    told: set[str] = set()
-
-    def leave(reason: str, kind: str, values: Sequence[Any]) -> Sequence[Any]:
-        if instead is None:
-            raise RuntimeFailure(reason)
-        if kind not in told:
-            told.add(kind)
-            log.warning("%s: this part runs in PyTorch", reason)
-        results = instead(values)
-        count_one("fallback_calls")
-        return results
+    faults = Faults(STAGE, "this part", keep=keep)
 
     def call(values: Sequence[Any]) -> Sequence[Any]:
         try:
             return run(values)
-        except RuntimeFailure as error:
-            return leave(str(error), str(error), values)
+        except Exception as error:
+            if instead is not None:
+                return faults.answer(error, functools.partial(instead, values))
+            if isinstance(error, SinglecardError):
+                raise
+            raise RuntimeFailure(reason_of(error, STAGE)) from error
 
     if not binding.profiles:
         return call
@@ -69,7 +70,11 @@ def in_range(run: Runner, binding: Binding, instead: Runner | None) -> Runner:
             names = [name for name, _ in (*ranged, *numbers)]
             refusal = range_refusal(dict(zip(names, key, strict=True)), binding.profiles)
             if refusal:
-                return leave(refusal, "range", values)
+                if instead is None:
+                    raise RuntimeFailure(refusal)
+                results = instead(values)
+                faults.tell(refusal, "range", is_fault=False)
+                return results
             if len(inside) >= _KNOWN_SIZES:
                 inside.clear()
             inside.add(key)

@@ -80,9 +80,12 @@ def native_group_norm(
     """Normalization over groups of channels and all axes behind them."""
     x = net.unsqueeze(input, 2) if input.ndim == 2 else input
     shape = [1, C, *[1] * (x.ndim - 2)]
+    # A single one for all channels is refused by the builder, not by the layer (1.7.1.116).
     scale, shift = (
-        net.reshape(net.cast(value, x.dtype), shape if value.ndim == 1 else [1] * x.ndim)
-        for value in _scale_and_shift(net, x, weight, bias)
+        net.constant(torch.full(shape, number, dtype=x.dtype))
+        if value is None
+        else net.reshape(net.cast(value, x.dtype), shape)
+        for value, number in ((weight, 1.0), (bias, 0.0))
     )
     # One group is all channels: the layer reads its own "one group" as each channel alone.
     axes = range(1 if group == 1 else 2, x.ndim)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from singlecard.lowering.conditions import MOST_DIMENSIONS
 from singlecard.lowering.declaration import lowers
 from singlecard.network.net import Net
 from singlecard.network.tensor import Size, Tensor
@@ -81,6 +82,8 @@ def repeat(net: Net, self: Tensor, repeats: Sequence[Size]) -> Tensor:
         after.append(net.size_math("PROD", extent, times))
     if not expanded:
         return x
+    if len(before) > MOST_DIMENSIONS:  # a slice that goes round needs no more axes
+        return net.slice(x, [0] * x.ndim, after, [1] * x.ndim, "WRAP")
     return net.reshape(net.expand(net.reshape(x, before), expanded), after)
 
 
