@@ -11,7 +11,7 @@ import torch
 from singlecard.capture import ops
 from singlecard.lowering.ops.attention import LONGEST_WITH_ZEROS, _repeat_heads
 from singlecard.network.net import Net
-from tests.lowering.check import check
+from tests.lowering.check import check, check_sizes
 
 
 def _heads(queries: int = 5, keys: int = 5, kv_heads: int = 4) -> tuple[torch.Tensor, ...]:
@@ -130,3 +130,10 @@ def test_single_queries_that_are_hidden() -> None:
     mask[1] = HIDING
     check(_attend(mask=True), q, k, v, mask, build=True, tolerance=2e-3)
     check(_attend(mask=True), q, k, v, mask == 0, build=True, tolerance=2e-3)
+
+
+@pytest.mark.parametrize("queries", (5, 1))
+def test_width_of_heads_that_varies(queries: int) -> None:
+    """With ``dynamic=True``, attention of what no weight gave its width would stay in PyTorch."""
+    shapes = [[[2, 4, queries, width], [2, 4, 7, width], [2, 4, 7, width]] for width in (16, 24)]
+    check_sizes(torch.nn.functional.scaled_dot_product_attention, shapes, build=True)

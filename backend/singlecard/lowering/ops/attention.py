@@ -119,8 +119,7 @@ def _written_out(
         heads = net.size(query, -3)
         key = _repeat_heads(net, key, "key", heads)
         value = _repeat_heads(net, value, "value", heads)
-    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    query = rounded(net.times(query, factor), 0)
+    query = rounded(_scaled(net, query, scale), 0)
     scores = net.matmul(query, rounded(key, 1), transpose_b=True)
     value = rounded(value, 2)
     if is_causal:
@@ -144,6 +143,17 @@ def _written_out(
         return net.matmul(rounded(net.where(visible, weights, nothing), 3), value)
     attended = net.matmul(rounded(weights, 3), value)
     return net.where(_rows_that_see(net, visible), attended, nothing)
+
+
+def _scaled(net: Net, query: Tensor, scale: float | None) -> Tensor:
+    """Multiply queries by the scale, or divide them by the root of their width, which may vary."""
+    width = net.size(query, -1)
+    if scale is not None:
+        return net.times(query, scale)
+    if isinstance(width, int):
+        return net.times(query, 1 / math.sqrt(width))
+    root = net.cast(net.unary("SQRT", net.cast(width, torch.float32)), query.dtype)
+    return net.binary("DIV", query, net.pad_rank(root, query.ndim))
 
 
 def _without_hidden_rows(net: Net, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,7 +211,6 @@ def _decode(
     sees: bool,
 ) -> Tensor:
     """Attention of one query to a cache, by the layer; its mask must be additive."""
-    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     seen = None
     if mask is not None:
         mask = net.pad_rank(mask, 4)
@@ -213,7 +222,7 @@ def _decode(
             seen = None if sees else _rows_that_see(net, mask)
             zero = net.scalar(0.0, query.dtype, 4)
             mask = net.where(mask, zero, net.scalar(_LOWEST[query.dtype], query.dtype, 4))
-    attended = net.attention(net.times(query, factor), key, value, mask, "NONE", False)
+    attended = net.attention(_scaled(net, query, scale), key, value, mask, "NONE", False)
     if seen is None:
         return attended
     return net.where(seen, attended, net.scalar(0.0, query.dtype, 4))
