@@ -67,8 +67,16 @@ def refuse(function: Callable[..., Any], *inputs: torch.Tensor) -> str:
 
 
 @torch.no_grad()
-def run(function: Callable[..., Any], *inputs: torch.Tensor, build: bool = False) -> Checked:
-    """Send a function through the pipeline and compare its answers with eager PyTorch's."""
+def run(
+    function: Callable[..., Any],
+    *inputs: torch.Tensor,
+    build: bool = False,
+    keep: list[Any] | None = None,
+) -> Checked:
+    """Send a function through the pipeline and compare its answers with eager PyTorch's.
+
+    Its answer is put into ``keep``, where that is given.
+    """
     structure: list[pytree.TreeSpec] = []
 
     def flat(*tensors: torch.Tensor) -> list[Any]:
@@ -86,6 +94,8 @@ def run(function: Callable[..., Any], *inputs: torch.Tensor, build: bool = False
     (result,) = session.graphs
     networks = sum(segment.lowered for segment in result.partition.segments)  # type: ignore[union-attr]
     assert singlecard.counters().evaluations == before + networks, "PyTorch answered for a network"
+    if keep is not None:
+        keep.append(got)
     return Checked(result, compare(got, function(*_copies(inputs))))
 
 

@@ -99,8 +99,13 @@ def first_of(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: function(*args, **kwargs)[0]
 
 
-#: Of equal elements PyTorch promises none in particular.
-FREE_INDICES = (torch.ops.aten.topk.default, torch.ops.aten.kthvalue.default)
+#: Of equal elements PyTorch promises none in particular; with the place of the axis.
+FREE_INDICES = {
+    torch.ops.aten.topk.default: 1,
+    torch.ops.aten.kthvalue.default: 1,
+    torch.ops.aten.sort.default: 0,
+    torch.ops.aten.mode.default: 0,
+}
 
 
 @pytest.mark.parametrize("target", sorted(table(), key=str), ids=str)
@@ -108,7 +113,8 @@ def test_what_is_accepted_builds_and_equals_eager(target: Any) -> None:
     calls = list(accepted(target))
     assert calls, f"no call of {target} is at hand: add one to tests/lowering/extra_calls.py"
     for place, (call, first_only) in enumerate(calls[:3]):
-        function = picked(target) if target in FREE_INDICES else target
+        is_free = target in FREE_INDICES
+        function = picked(target, FREE_INDICES[target]) if is_free else target
         if first_only:
             function = first_of(function)
         outcome = run_call(function, call.args, call.kwargs, build=place == 0)

@@ -44,20 +44,26 @@ def function_of(op: Any) -> Callable[..., Any]:
     """Return what an op calls; attention without the wrapper that hides its name."""
     if op.name == "nn.functional.scaled_dot_product_attention":
         return torch.nn.functional.scaled_dot_product_attention
-    return picked(op.op) if op.name in FREE_INDICES else op.op
+    return picked(op.op, FREE_INDICES[op.name]) if op.name in FREE_INDICES else op.op
 
 
-#: Of equal elements PyTorch promises none in particular: what stands at an index must be right.
-FREE_INDICES = ("topk", "kthvalue")
+#: Of equal elements PyTorch promises none in particular: what stands at an index must be right. By
+#: name, the place of the axis among the arguments behind the first.
+FREE_INDICES = {"topk": 1, "kthvalue": 1, "sort": 0, "argsort": 0, "mode": 0}
 
 
-def picked(function: Callable[..., Any]) -> Callable[..., Any]:
+def picked(function: Callable[..., Any], place: int) -> Callable[..., Any]:
     """Return a function that gives, in place of indices, the elements they point to."""
 
-    def values_at_indices(x: torch.Tensor, k: int, dim: int = -1, *rest: Any, **named: Any) -> Any:
-        values, indices = function(x, k, dim, *rest, **named)
+    def values_at_indices(x: torch.Tensor, *args: Any, **named: Any) -> Any:
+        found = function(x, *args, **named)
+        if named.get("stable") or not x.ndim:
+            return found
+        dim = args[place] if len(args) > place else named.get("dim", -1)
+        indices = found if isinstance(found, torch.Tensor) else found[1]
         places = indices if indices.ndim == x.ndim else indices.unsqueeze(dim)
-        return values, x.gather(dim, places)
+        chosen = x.gather(dim, places)
+        return chosen if isinstance(found, torch.Tensor) else (found[0], chosen)
 
     return values_at_indices
 

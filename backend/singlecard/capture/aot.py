@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from singlecard.capture import ops
 from singlecard.capture.composite import kept_whole
-from singlecard.capture.decompose import DECOMPOSITIONS
+from singlecard.capture.decompose import own_decompositions
 from singlecard.capture.inlining import inline_regions
 from singlecard.capture.layouts import promise_layouts
 from singlecard.capture.numbers import freeze_numbers
@@ -100,7 +100,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     table = dict(core_aten_decompositions())
     for target in _KEPT_WHOLE:
         table.pop(target, None)
-    return table | DECOMPOSITIONS
+    return table | own_decompositions()
 
 
 def is_frozen(node: fx.Node, example: Any) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import _prims
+from torch._decomp import decomposition_table, get_decompositions
 
 aten = torch.ops.aten
 
@@ -64,7 +67,129 @@ def _lstm_layer(
 _LSTM = 2
 
 
-DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
-    aten.cat.default: _cat,
-    aten.mkldnn_rnn_layer.default: _lstm_layer,
-}
+def _empty(size: Sequence[int], **named: Any) -> Any:
+    """Memory that nobody wrote holds any values: zeros are as good, and the same in every call."""
+    if named.pop("memory_format", None) not in (None, torch.contiguous_format):
+        return NotImplemented
+    return aten.full.default(size, 0, **named)
+
+
+def _native_dropout(input: torch.Tensor, p: float, train: bool | None) -> Any:
+    """Dropout that drops nothing; another one draws random numbers."""
+    if train is not False and p != 0:
+        return NotImplemented
+    return input.clone(), torch.ones_like(input, dtype=torch.bool)
+
+
+def _take(self: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """PyTorch's own turns an index without dimensions into a number, which a graph cannot have."""
+    return aten.index.Tensor(self.reshape(-1), [index])  # type: ignore[no-any-return]
+
+
+def _linspace(start: Any, end: Any, steps: int, **named: Any) -> Any:
+    """Like PyTorch's, but in float32 for floats up to that: its own computes ends in float64."""
+    kind = named.get("dtype") or torch.get_default_dtype()
+    if not steps or kind not in (torch.float32, torch.float16, torch.bfloat16):
+        return decomposition_table[aten.linspace.Tensor_Tensor](start, end, steps, **named)
+    first, last = (x.float() if isinstance(x, torch.Tensor) else float(x) for x in (start, end))
+    device = named.get("device")
+    if steps == 1:
+        return torch.zeros(1, device=device).add(first).to(kind)
+    places = torch.arange(steps, dtype=torch.float32, device=device)
+    step = (last - first) / (steps - 1)
+    from_end = last - step * ((steps - 1) - places)
+    return torch.where(places < steps / 2, first + step * places, from_end).to(kind)
+
+
+def _logspace(start: Any, end: Any, steps: int, base: float = 10.0, **named: Any) -> Any:
+    """Like PyTorch's, but in float32 for floats up to that."""
+    kind = named.get("dtype") or torch.get_default_dtype()
+    if base < 0 or kind not in (torch.float32, torch.float16, torch.bfloat16):
+        return decomposition_table[aten.logspace.Tensor_Tensor](start, end, steps, base, **named)
+    exponents = _linspace(start, end, steps, **(named | {"dtype": torch.float32}))
+    return torch.pow(base, exponents).to(kind)
+
+
+#: Logits, in elements, that are made at once where PyTorch would make them in pieces.
+_MOST_LOGITS = 2**26
+
+
+def _linear_cross_entropy(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    linear_bias: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    *rest: Any,
+) -> Any:
+    """The loss without its gradients, as the two steps that it is made of."""
+    if any(item is True for item in rest[-3:]):
+        return NotImplemented
+    logits = input.shape[0] * linear_weight.shape[0]
+    if not isinstance(logits, int) or logits > _MOST_LOGITS:
+        return NotImplemented
+    loss = F.cross_entropy(
+        F.linear(input, linear_weight.to(input.dtype), linear_bias),
+        target,
+        weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )
+    none = input.new_empty(0, 0)
+    return loss, none, linear_weight.new_empty(0, 0, dtype=input.dtype), input.new_empty(0)
+
+
+def _linear_cross_entropy_of_rows(*args: Any) -> Any:
+    """The same for each row by itself."""
+    found = _linear_cross_entropy(*args[:5], "none", args[5], 0.0)
+    return found if found is NotImplemented else found[0]
+
+
+def _cross_entropies() -> dict[Any, Callable[..., Any]]:
+    """Return the decompositions of losses that not every PyTorch has."""
+    try:
+        importlib.import_module("torch.nn.modules.linear_cross_entropy")
+        space = torch.ops.torch_nn
+        rows = space._linear_cross_entropy_batch_chunked_no_reduction.default
+        return {
+            space._linear_cross_entropy_batch_chunked.default: _linear_cross_entropy,
+            rows: _linear_cross_entropy_of_rows,
+        }
+    except (ImportError, AttributeError):
+        return {}
+
+
+def _primitives() -> dict[Any, Callable[..., Any]]:
+    """Return what PyTorch's primitives are in ATen: some of its decompositions leave them."""
+    found = [getattr(_prims, name, None) for name in _prims.__all__]
+    return {
+        prim: prim.impl_aten  # type: ignore[attr-defined]
+        for prim in found
+        if isinstance(prim, torch._ops.OpOverload)
+        and not prim._schema.is_mutable
+        and torch.Tag.nondeterministic_seeded not in prim.tags
+        and prim is not torch.ops.prims.convert_element_type.default
+    }
+
+
+_LINSPACE = ("Tensor_Tensor", "Tensor_Scalar", "Scalar_Tensor")
+
+
+def own_decompositions() -> dict[Any, Callable[..., Any]]:
+    """Return what each op is decomposed into; NotImplemented, and it stays whole."""
+    return {
+        **_primitives(),
+        **get_decompositions([aten._batch_norm_with_update_functional.default]),
+        **{getattr(aten.linspace, overload): _linspace for overload in _LINSPACE},
+        **{getattr(aten.logspace, overload): _logspace for overload in _LINSPACE},
+        **_cross_entropies(),
+        aten.cat.default: _cat,
+        aten.mkldnn_rnn_layer.default: _lstm_layer,
+        aten.empty.memory_format: _empty,
+        aten.native_dropout.default: _native_dropout,
+        aten.take.default: _take,
+    }

@@ -46,6 +46,9 @@ def _lines(declared: Iterable[Declaration]) -> Iterator[str]:
         for item in members:
             names = ", ".join(f"`{target_name(target)}`" for target in item.targets)
             limits = "; ".join(condition.text for condition in item.conditions) or "always"
+            for verb, more in (("takes", item.takes), ("gives", item.gives)):
+                if more:
+                    limits += f"; {verb} {', '.join(sorted(map(type_name, more)))} too"
             yield f"| {names} | {_cell(limits)} | {_cell(item.note)} |"
 
 

@@ -10,9 +10,11 @@ for tensors, sizes for symbolic integers, and plain values for everything else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import torch
 
 from singlecard.lowering.conditions import Condition
 
@@ -21,12 +23,17 @@ Lowering = TypeVar("Lowering", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Declaration:
-    """One way to lower some ops: which, when and how."""
+    """One way to lower some ops: which, when and how.
+
+    ``takes`` and ``gives`` are types beyond those that networks carry. Inside, these are int32.
+    """
 
     targets: tuple[Any, ...]
     conditions: tuple[Condition, ...]
     lower: Callable[..., Any]
     family: str
+    takes: frozenset[torch.dtype] = frozenset()
+    gives: frozenset[torch.dtype] = frozenset()
 
     @property
     def note(self) -> str:
@@ -44,8 +51,10 @@ def accepts(*conditions: Condition) -> Callable[[Lowering], Lowering]:
     return attach
 
 
-def lowers(*targets: Any) -> Callable[[Lowering], Lowering]:
-    """Declare that a function lowers ``targets``."""
+def lowers(
+    *targets: Any, takes: Iterable[torch.dtype] = (), gives: Iterable[torch.dtype] = ()
+) -> Callable[[Lowering], Lowering]:
+    """Declare that a function lowers ``targets``; see `Declaration` for the types."""
 
     def attach(function: Lowering) -> Lowering:
         declaration = Declaration(
@@ -53,6 +62,8 @@ def lowers(*targets: Any) -> Callable[[Lowering], Lowering]:
             function.__dict__.get("conditions", ()),
             function,
             function.__module__.rpartition(".")[2],
+            frozenset(takes),
+            frozenset(gives),
         )
         function.__dict__.setdefault("declarations", []).append(declaration)
         return function

@@ -25,6 +25,7 @@ from singlecard.lowering.sizes import Sizes, expression
 from singlecard.lowering.table import table
 from singlecard.network.net import Net
 from singlecard.network.tensor import Tensor
+from singlecard.network.types import BYTES
 from singlecard.partition import Segment
 
 
@@ -137,6 +138,9 @@ def lower(
             make = functools.partial(_extent, net, sizes, profiles, extents, place, node)
             sizes.given.setdefault(expression(node.meta["val"]), make)
     layers: list[tuple[fx.Node, int]] = []
+    for node in tensors:
+        if node.meta["val"].dtype in BYTES:
+            values[node] = net.cast(values[node], torch.int32)
     try:
         for node in segment.nodes:
             with _refusing(node):
@@ -148,7 +152,9 @@ def lower(
     outputs = tuple(segment.outputs)
     for index, node in enumerate(outputs):
         with _refusing(node), net.scope(f"{module_path(node)}/output"):
-            net.mark_output(values[node], output_name(index))
+            kind = node.meta["val"].dtype
+            made = net.cast(values[node], kind) if kind in BYTES else values[node]
+            net.mark_output(made, output_name(index))
         layers.append((node, net.definition.num_layers))
     in_place = {
         index: tensors.index(node.args[0])  # type: ignore[arg-type]
@@ -244,7 +250,8 @@ def _check(node: fx.Node, result: Any) -> None:
     for tensor, fake in zip(made, told, strict=False):
         if not isinstance(tensor, Tensor) or not isinstance(fake, torch.Tensor):
             continue
-        if tensor.dtype != fake.dtype or not _fits(tensor.shape, fake.shape):
+        kind = torch.int32 if fake.dtype in BYTES else fake.dtype
+        if tensor.dtype != kind or not _fits(tensor.shape, fake.shape):
             raise LoweringError(
                 f"the lowering of {op_name(node)} gives {tensor.dtype} {list(tensor.shape)}, "
                 f"PyTorch {fake.dtype} {list(fake.shape)}: please report this"

@@ -63,7 +63,7 @@ def table() -> Mapping[Any, Declaration]:
     return MappingProxyType(result)
 
 
-def _general_refusal(call: Call) -> str | None:
+def _general_refusal(call: Call, declaration: Declaration) -> str | None:
     """What holds for every op: types that TensorRT carries, dense tensors, something to compute."""
     results = call.result
     if isinstance(results, (list, tuple)):  # what nothing reads need not be computed
@@ -71,13 +71,18 @@ def _general_refusal(call: Call) -> str | None:
     values = dict(call.values)
     if call.node.target is dequantize:
         del values["codes"]  # a constant, whose type its own conditions speak of
-    for value in (*tensors_in(list(values.values())), *tensors_in(results)):
+    taken, given = list(tensors_in(list(values.values()))), list(tensors_in(results))
+    for value, more in zip(
+        (*taken, *given),
+        (*[declaration.takes] * len(taken), *[declaration.gives] * len(given)),
+        strict=True,
+    ):
         if value.ndim > MOST_DIMENSIONS:
             return (
                 f"{call.op} meets a tensor of {value.ndim} dimensions, and TensorRT's have at most "
                 f"{MOST_DIMENSIONS}"
             )
-        if value.dtype not in CARRIED:
+        if value.dtype not in CARRIED and value.dtype not in more:
             return f"{call.op} meets {type_name(value.dtype)}, which TensorRT does not compute with"
         if value.layout is not torch.strided:
             return f"{call.op} meets a {str(value.layout).removeprefix('torch.')} tensor"
@@ -116,4 +121,4 @@ def refusal(node: fx.Node) -> str | None:
     declaration = table().get(node.target)
     if declaration is None:
         return f"{call.op} has no TensorRT lowering"
-    return _general_refusal(call) or first_refusal(declaration.conditions, call)
+    return _general_refusal(call, declaration) or first_refusal(declaration.conditions, call)

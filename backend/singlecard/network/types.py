@@ -33,6 +33,13 @@ COMPUTABLE = frozenset(_NAMES) - {
 }
 
 
+#: Types that TensorRT converts from and to, and does little else with, each with its lowest number.
+#: Inside networks of ours they are int32 (TensorRT-RTX 1.7.1.116: "Tensor ... has datatype UInt8
+#: but is not network-level IO", and "shuffle: first input has type UInt8 but must have type Float,
+#: ...").
+BYTES: dict[torch.dtype, int] = {torch.uint8: 0, torch.int8: -128}
+
+
 @functools.cache
 def trt_from_torch(dtype: torch.dtype) -> trt.DataType:
     """Return TensorRT's ``DataType`` for a PyTorch type. Raises ``KeyError`` where it has none."""

@@ -12,6 +12,7 @@ from singlecard.lowering.ops.unary import truncated
 from singlecard.network.core import Number
 from singlecard.network.net import Net
 from singlecard.network.tensor import Tensor
+from singlecard.network.types import BYTES
 
 aten = torch.ops.aten
 Operand = Tensor | Number
@@ -87,7 +88,7 @@ def _floored(net: Net, a: Tensor, b: Tensor) -> Tensor:
     return net.where(net.binary("EQUAL", b, zero), net.binary("DIV", a, b), whole)
 
 
-@lowers(aten.div.Tensor, aten.div.Scalar)
+@lowers(aten.div.Tensor, aten.div.Scalar, takes=BYTES)
 def div(net: Net, self: Operand, other: Operand) -> Tensor:
     """self / other, in floating point."""
     return net.binary("DIV", *net.promote(self, other, dtype=net.result.dtype))

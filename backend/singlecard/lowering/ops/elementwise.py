@@ -12,6 +12,7 @@ from singlecard.lowering.ops.comparison import sign_bit
 from singlecard.network.core import Number
 from singlecard.network.net import Net
 from singlecard.network.tensor import Tensor
+from singlecard.network.types import BYTES
 
 aten = torch.ops.aten
 Operand = Tensor | Number
@@ -21,7 +22,7 @@ def _scaled(net: Net, value: Operand, alpha: Number, kind: torch.dtype) -> Tenso
     return net.times(net.operand(value, kind), alpha)
 
 
-@lowers(aten.add.Tensor, aten.add.Scalar)
+@lowers(aten.add.Tensor, aten.add.Scalar, takes=BYTES)
 @accepts(arg("alpha").known)
 def add(net: Net, self: Operand, other: Operand, alpha: Number = 1) -> Tensor:
     """self + alpha * other."""
@@ -32,7 +33,7 @@ def add(net: Net, self: Operand, other: Operand, alpha: Number = 1) -> Tensor:
     return net.sum(net.operand(self, kind), _scaled(net, other, alpha, kind))
 
 
-@lowers(aten.sub.Tensor, aten.sub.Scalar)
+@lowers(aten.sub.Tensor, aten.sub.Scalar, takes=BYTES)
 @accepts(arg("alpha").known)
 def sub(net: Net, self: Operand, other: Operand, alpha: Number = 1) -> Tensor:
     """self - alpha * other."""
@@ -48,7 +49,7 @@ def rsub(net: Net, self: Tensor, other: Operand, alpha: Number = 1) -> Tensor:
     return net.sub(net.operand(other, kind), _scaled(net, self, alpha, kind))
 
 
-@lowers(aten.mul.Tensor, aten.mul.Scalar)
+@lowers(aten.mul.Tensor, aten.mul.Scalar, takes=BYTES)
 def mul(net: Net, self: Operand, other: Operand) -> Tensor:
     """self * other."""
     a, b = net.promote(self, other, dtype=net.result.dtype)

@@ -10,6 +10,7 @@ import torch
 from singlecard.lowering.call import Call
 from singlecard.lowering.conditions import arg, dtype, when
 from singlecard.lowering.declaration import accepts, lowers
+from singlecard.lowering.ops.reduction import length
 from singlecard.lowering.outputs import only_used
 from singlecard.network.net import Net
 from singlecard.network.tensor import Tensor
@@ -25,6 +26,24 @@ MOST_PAIRS = 2**24
 def embedding(net: Net, weight: Tensor, indices: Tensor, *_: object) -> Tensor:
     """Rows of a table."""
     return net.gather(weight, indices, 0)
+
+
+@lowers(aten.embedding_renorm.default)
+@accepts(dtype("self").floating, dtype("indices").integral, arg("self").static_shape)
+def embedding_renorm(
+    net: Net, self: Tensor, indices: Tensor, max_norm: float, norm_type: float
+) -> Tensor:
+    """A table whose rows, where they are looked up and longer than a limit, are shortened to it."""
+    x = net.cast(self, torch.float32)
+    norm = length(net, x, norm_type, [1], True)
+    limit = net.scalar(max_norm, norm.dtype)
+    scale = net.binary("DIV", limit, net.sum(norm, net.scalar(1e-7, norm.dtype)))
+    rows = net.reshape(net.cast(indices, torch.int64), [-1, 1])
+    none = net.constant(torch.zeros(self.shape[0], 1, dtype=torch.int32))
+    one = net.expand(net.scalar(1, torch.int32), net.sizes(rows))
+    used = net.cast(net.scatter(none, rows, one, "ELEMENT", 0), torch.bool)
+    longer = net.binary("AND", used, net.binary("GREATER", norm, limit))
+    return net.where(longer, net.cast(net.prod(x, scale), self.dtype), self)
 
 
 def _pairs(call: Call) -> Any:

@@ -10,53 +10,61 @@ from singlecard.lowering.conditions import MOST_DIMENSIONS
 from singlecard.lowering.declaration import lowers
 from singlecard.network.net import Net
 from singlecard.network.tensor import Size, Tensor
+from singlecard.network.types import BYTES
 
 aten = torch.ops.aten
 
 
-@lowers(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.view_copy.default)
+@lowers(
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.view_copy.default,
+    takes=BYTES,
+    gives=BYTES,
+)
 def view(net: Net, self: Tensor, size: Sequence[Size]) -> Tensor:
     """The same elements in another shape."""
     return net.reshape(self, size)
 
 
-@lowers(aten.permute.default, aten.permute_copy.default)
+@lowers(aten.permute.default, aten.permute_copy.default, takes=BYTES, gives=BYTES)
 def permute(net: Net, self: Tensor, dims: Sequence[int]) -> Tensor:
     """Axes in another order."""
     return net.permute(self, dims)
 
 
-@lowers(aten.transpose.int)
+@lowers(aten.transpose.int, takes=BYTES, gives=BYTES)
 def transpose(net: Net, self: Tensor, dim0: int, dim1: int) -> Tensor:
     """Two axes exchanged."""
     return net.transpose(self, dim0, dim1) if self.ndim else self
 
 
-@lowers(aten.t.default)
+@lowers(aten.t.default, takes=BYTES, gives=BYTES)
 def t(net: Net, self: Tensor) -> Tensor:
     """A matrix transposed."""
     return net.transpose(self, 0, 1) if self.ndim == 2 else self
 
 
-@lowers(aten.expand.default)
+@lowers(aten.expand.default, takes=BYTES, gives=BYTES)
 def expand(net: Net, self: Tensor, size: Sequence[Size], implicit: bool = False) -> Tensor:
     """Extents of 1 repeated."""
     return net.expand(self, size)
 
 
-@lowers(aten.unsqueeze.default)
+@lowers(aten.unsqueeze.default, takes=BYTES, gives=BYTES)
 def unsqueeze(net: Net, self: Tensor, dim: int) -> Tensor:
     """A new axis of extent 1."""
     return net.unsqueeze(self, dim)
 
 
-@lowers(aten.squeeze.default)
+@lowers(aten.squeeze.default, takes=BYTES, gives=BYTES)
 def squeeze_all(net: Net, self: Tensor) -> Tensor:
     """All axes of extent 1 removed."""
     return net.squeeze(self, [axis for axis, extent in enumerate(self.shape) if extent == 1])
 
 
-@lowers(aten.squeeze.dim, aten.squeeze.dims)
+@lowers(aten.squeeze.dim, aten.squeeze.dims, takes=BYTES, gives=BYTES)
 def squeeze(net: Net, self: Tensor, dim: int | Sequence[int]) -> Tensor:
     """Axes of extent 1 removed."""
     axes = [dim] if isinstance(dim, int) else list(dim)
@@ -87,7 +95,7 @@ def repeat(net: Net, self: Tensor, repeats: Sequence[Size]) -> Tensor:
     return net.reshape(net.expand(net.reshape(x, before), expanded), after)
 
 
-@lowers(aten.flip.default)
+@lowers(aten.flip.default, takes=BYTES, gives=BYTES)
 def flip(net: Net, self: Tensor, dims: Sequence[int]) -> Tensor:
     """The order of some axes reversed."""
     axes = {axis % self.ndim for axis in dims} if self.ndim else set()

@@ -12,6 +12,7 @@ from singlecard.lowering.conditions import arg, when
 from singlecard.lowering.declaration import accepts, lowers
 from singlecard.network.net import Net
 from singlecard.network.tensor import Size, Tensor
+from singlecard.network.types import BYTES
 
 aten = torch.ops.aten
 
@@ -36,7 +37,7 @@ def first_of_slice(net: Net, start: Size | None, extent: Size, length: Size) -> 
     return place if isinstance(start, int) and start >= 0 else net.size_math("MAX", place, 0)
 
 
-@lowers(aten.slice.Tensor, aten.slice_copy.Tensor)
+@lowers(aten.slice.Tensor, aten.slice_copy.Tensor, takes=BYTES, gives=BYTES)
 def slice_(
     net: Net,
     self: Tensor,
@@ -57,14 +58,20 @@ def narrow_copy(net: Net, self: Tensor, dim: int, start: Size, length: Size) -> 
     return net.narrow(self, dim, place_of(net, start, net.size(self, dim)), length)
 
 
-@lowers(aten.select.int, aten.select_copy.int)
+@lowers(aten.select.int, aten.select_copy.int, takes=BYTES, gives=BYTES)
 def select(net: Net, self: Tensor, dim: int, index: Size) -> Tensor:
     """One slice of one axis."""
     place = place_of(net, index, net.size(self, dim))
     return net.squeeze(net.narrow(self, dim, place, 1), [dim])
 
 
-@lowers(aten.split.Tensor, aten.split_with_sizes.default, aten.split_copy.Tensor)
+@lowers(
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.split_copy.Tensor,
+    takes=BYTES,
+    gives=BYTES,
+)
 def split(net: Net, self: Tensor, split_size: Size | Sequence[Size], dim: int = 0) -> list[Tensor]:
     """One axis cut into pieces."""
     pieces: list[Tensor] = []
@@ -76,7 +83,7 @@ def split(net: Net, self: Tensor, split_size: Size | Sequence[Size], dim: int = 
     return pieces
 
 
-@lowers(aten.unbind.int, aten.unbind_copy.int)
+@lowers(aten.unbind.int, aten.unbind_copy.int, takes=BYTES, gives=BYTES)
 def unbind(net: Net, self: Tensor, dim: int = 0) -> list[Tensor]:
     """Every slice of one axis."""
     return [net.squeeze(net.narrow(self, dim, place, 1), [dim]) for place in range(len(net.result))]

@@ -32,6 +32,38 @@ def _length(call: Call) -> Any:
     return x.shape[call.values["dim"]] if x.ndim else 1
 
 
+def _sorted_pairs(call: Call) -> Any:
+    """Return the comparisons that sorting a long axis in parts makes at once."""
+    x = call.values["self"]
+    if not all(isinstance(size, int) for size in x.shape):
+        return f"shape {list(x.shape)}"
+    count, length = parts_of(_length(call))
+    return math.prod(x.shape) * max(count, length)
+
+
+def parts_of(length: int) -> tuple[int, int]:
+    """Return into how many parts of which length, a power of two, a long axis is cut."""
+    part = 1 << math.ceil(math.log2(length) / 2)
+    return -(-length // part), part
+
+
+_SORTED = when(
+    f"the sorted axis has a known extent <= {MOST_SORTED}, or makes <= {MOST_PAIRS} comparisons",
+    lambda call: (
+        isinstance(_length(call), int)
+        and (
+            _length(call) <= MOST_SORTED
+            or (isinstance(_sorted_pairs(call), int) and _sorted_pairs(call) <= MOST_PAIRS)
+        )
+    ),
+    lambda call: (
+        f"an extent of {_length(call)} and {_sorted_pairs(call)} comparisons"
+        if isinstance(_length(call), int)
+        else _length(call)
+    ),
+)
+
+
 def sorted_at_most(limit: int) -> Condition:
     """The axis that is put in order is known to be no longer than what the layer takes."""
     return when(
@@ -48,12 +80,13 @@ def _rank_pairs(call: Call) -> Any:
 
 
 _COUNTABLE = when(
-    f"pairs of elements <= {MOST_PAIRS}, where the order of equal ones is promised",
+    f"comparisons of elements <= {MOST_PAIRS}, where the order of equal ones is promised",
     lambda call: (
         not call.values["stable"]
         or (isinstance(_rank_pairs(call), int) and _rank_pairs(call) <= MOST_PAIRS)
+        or (isinstance(_sorted_pairs(call), int) and _sorted_pairs(call) <= MOST_PAIRS)
     ),
-    _rank_pairs,
+    _sorted_pairs,
 )
 
 
@@ -67,29 +100,89 @@ def topk(
 
 
 @lowers(aten.sort.default)
-@accepts(sorted_at_most(MOST_SORTED))
+@accepts(_SORTED)
 def sort(net: Net, self: Tensor, dim: int = -1, descending: bool = False) -> list[Tensor]:
     """All elements along one axis in order, and their indices."""
     length = self.shape[dim] if self.ndim else 1
+    if length > MOST_SORTED:
+        return _put_in_order(net, self, dim % self.ndim, descending)
     return list(extremes(net, self, length, dim, descending))
 
 
 @lowers(aten.sort.stable)
-@accepts(sorted_at_most(MOST_SORTED), _COUNTABLE)
+@accepts(_SORTED, _COUNTABLE)
 def sort_stable(
     net: Net, self: Tensor, stable: bool | None, dim: int = -1, descending: bool = False
 ) -> list[Tensor]:
     """All elements along one axis in order, and their indices; equal ones keep theirs."""
     if not stable or not self.ndim:
         return sort(net, self, dim, descending)
-    axis = dim % self.ndim
-    ranks = _ranks(net, self, axis, descending)
-    sizes = net.sizes(self)
-    places = net.reshape(net.iota(sizes[axis]), [-1, *[1] * (self.ndim - axis - 1)])
+    return _put_in_order(net, self, dim % self.ndim, descending)
+
+
+def _put_in_order(net: Net, x: Tensor, axis: int, descending: bool) -> list[Tensor]:
+    """Return elements along one axis in order, equal ones in theirs, and their indices."""
+    whole = x.shape[axis] if x.is_static else 0
+    if whole * math.prod(x.shape) > MOST_PAIRS:
+        last = net.transpose(x, axis, -1)
+        ranks = net.transpose(_ranks_in_parts(net, last, descending), axis, -1)
+    else:
+        ranks = _ranks(net, x, axis, descending)
+    sizes = net.sizes(x)
+    places = net.reshape(net.iota(sizes[axis]), [-1, *[1] * (x.ndim - axis - 1)])
     places = net.expand(places, sizes)
     order = net.scatter(places, ranks, places, "ELEMENT", axis)
-    values = net.scatter(self, ranks, self, "ELEMENT", axis)
+    values = net.scatter(x, ranks, x, "ELEMENT", axis)
     return [values, order]
+
+
+def _ranks_in_parts(net: Net, x: Tensor, descending: bool) -> Tensor:
+    """Count, for each element of the last axis, those before it: of its part, and of each other.
+
+    Parts are put in order by counting. In every other part, the place of an element is found by
+    halving; of equal elements, those of earlier parts come first.
+    """
+    x = net.cast(x, torch.int32) if x.dtype == torch.bool else x
+    shape, length = x.shape, x.shape[-1]
+    count, part = parts_of(length)
+    rows = math.prod(shape[:-1])
+    x = net.reshape(x, [rows, length])
+    if missing := count * part - length:
+        filling = net.scalar(_last(x.dtype, descending), x.dtype)
+        x = net.concat([x, net.expand(filling, [rows, missing])], 1)
+    parts = net.reshape(x, [rows, count, part])
+    own = _ranks(net, parts, 2, descending)
+    ordered = net.reshape(net.scatter(parts, own, parts, "ELEMENT", 2), [rows, count * part])
+    one = net.reshape(x, [rows, count * part, 1])
+    starts = torch.arange(count) * part
+    mine = torch.arange(count).repeat_interleave(part)[:, None]
+    earlier = net.constant((torch.arange(count) < mine)[None])
+    passed = net.constant(torch.zeros(1, 1, 1, dtype=torch.int64))
+    step = part // 2
+    while True:
+        place = net.sum(passed, net.constant(starts + max(step - 1, 0)))
+        place = net.expand(place, [rows, count * part, count])
+        flat = net.reshape(place, [rows, count * part * count])
+        met = net.reshape(net.gather_mode(ordered, flat, "ELEMENT", 1), place.shape)
+        after = net.logical_not(_precedes(net, one, met, descending))
+        before = net.where(earlier, after, _precedes(net, met, one, descending))
+        moved = net.sum(passed, net.constant(torch.full((1, 1, 1), max(step, 1))))
+        passed = net.where(before, moved, passed)
+        if not step:
+            break
+        step //= 2
+    here = net.constant((torch.arange(count) == mine)[None])
+    passed = net.where(here, net.reshape(own, [rows, count * part, 1]), passed)
+    ranks = net.reduce("SUM", passed, [2], False)
+    return net.reshape(net.narrow(ranks, 1, 0, length), shape)
+
+
+def _last(kind: torch.dtype, descending: bool) -> Number:
+    """Return what comes after all other elements, or is equal to the last."""
+    if kind.is_floating_point:
+        return -math.inf if descending else math.nan
+    limits = torch.iinfo(kind)
+    return limits.min if descending else limits.max
 
 
 def _ranks(net: Net, x: Tensor, axis: int, descending: bool) -> Tensor:

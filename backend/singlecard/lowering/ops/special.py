@@ -131,11 +131,124 @@ _I0_FAR = (
 @lowers(aten.i0.default)
 def i0(net: Net, self: Tensor) -> Tensor:
     """Modified Bessel function of order 0, as Kaiser windows use it."""
-    size = net.unary("ABS", net.cast(self, torch.float32))
+    x = net.cast(self, torch.float32)
+    return net.cast(_bessel(net, x, _I0_NEAR, _I0_FAR, 0, False), net.result.dtype)
+
+
+#: The same, 9.8.3 and 9.8.4: I1(x) / x, and sqrt(x) exp(-x) I1(x).
+_I1_NEAR = (0.00032411, 0.00301532, 0.02658733, 0.15084934, 0.51498869, 0.87890594, 0.5)
+_I1_FAR = (
+    -0.00420059,
+    0.01787654,
+    -0.02895312,
+    0.02282967,
+    -0.01031555,
+    0.00163801,
+    -0.00362018,
+    -0.03988024,
+    0.39894228,
+)
+
+
+def _bessel(
+    net: Net, x: Tensor, near: tuple[float, ...], far: tuple[float, ...], order: int, scaled: bool
+) -> Tensor:
+    """Return a modified Bessel function of order 0 or 1, times exp(-|x|) where it is scaled."""
+    size = net.unary("ABS", x)
     edge = net.scalar(3.75, size.dtype)
-    small = net.binary("DIV", net.binary("MIN", size, edge), edge)
-    near = polynomial(net, net.prod(small, small), _I0_NEAR)
+    inside = net.binary("MIN", size, edge)
+    small = net.binary("DIV", inside, edge)
+    low = polynomial(net, net.prod(small, small), near)
+    low = net.prod(low, inside) if order else low
     large = net.binary("MAX", size, edge)
-    scale = net.binary("DIV", net.unary("EXP", large), net.unary("SQRT", large))
-    far = net.prod(scale, polynomial(net, net.binary("DIV", edge, large), _I0_FAR))
-    return net.cast(net.where(net.binary("LESS", size, edge), near, far), net.result.dtype)
+    high = polynomial(net, net.binary("DIV", edge, large), far)
+    high = net.binary("DIV", high, net.unary("SQRT", large))
+    if scaled:
+        low = net.prod(low, net.unary("EXP", net.negate(inside)))
+    else:
+        high = net.prod(high, net.unary("EXP", large))
+    result = net.where(net.binary("LESS", size, edge), low, high)
+    if not order:
+        return result
+    return net.where(net.binary("LESS", x, net.scalar(0.0, x.dtype)), net.negate(result), result)
+
+
+@lowers(aten.special_i0e.default)
+def i0e(net: Net, self: Tensor) -> Tensor:
+    """exp(-|self|) times the modified Bessel function of order 0."""
+    x = net.cast(self, torch.float32)
+    return net.cast(_bessel(net, x, _I0_NEAR, _I0_FAR, 0, True), net.result.dtype)
+
+
+@lowers(aten.special_i1.default)
+def i1(net: Net, self: Tensor) -> Tensor:
+    """Modified Bessel function of order 1."""
+    x = net.cast(self, torch.float32)
+    return net.cast(_bessel(net, x, _I1_NEAR, _I1_FAR, 1, False), net.result.dtype)
+
+
+@lowers(aten.special_i1e.default)
+def i1e(net: Net, self: Tensor) -> Tensor:
+    """exp(-|self|) times the modified Bessel function of order 1."""
+    x = net.cast(self, torch.float32)
+    return net.cast(_bessel(net, x, _I1_NEAR, _I1_FAR, 1, True), net.result.dtype)
+
+
+#: S. L. Moshier, Cephes, ndtri.c: quotients of polynomials, highest power first, of (y - 0.5)**2 in
+#: the middle, and of 1 / x for x = sqrt(-2 log y) up to 8, and beyond.
+_NDTRI_MIDDLE = (
+    (-59.9633501014107895, 98.0010754185999662, -56.676285746907029, 13.9312609387279680)
+    + (-1.23916583867381258,),
+    (1.0, 1.95448858338141760, 4.67627912898881538, 86.3602421390890591, -225.462687854119371)
+    + (200.260212380060660, -82.0372256168333340, 15.9056225126211696, -1.18331621121330003),
+)
+_NDTRI_TAIL = (
+    (4.05544892305962420, 31.5251094599893866, 57.1628192246421289, 44.0805073893200835)
+    + (14.6849561928858024, 2.18663306850790268, -0.140256079171354495)
+    + (-0.0350424626827848203, -0.000857456785154685414),
+    (1.0, 15.7799883256466750, 45.3907635128879211, 41.3172038254672030, 15.0425385692907503)
+    + (2.50464946208309416, -0.142182922854787788, -0.0380806407691578277)
+    + (-0.000933259480895457427,),
+)
+_NDTRI_FAR = (
+    (3.23774891776946036, 6.91522889068984211, 3.93881025292474443, 1.33303460815807542)
+    + (0.201485389549179082, 0.0123716634817820021, 0.000301581553508235416)
+    + (2.65806974686737551e-06, 6.23974539184983294e-09),
+    (1.0, 6.02427039364742014, 3.67983563856160859, 1.37702099489081330, 0.216236993594496636)
+    + (0.0134204006088543189, 0.000328014464682127739, 2.89247864745380684e-06)
+    + (6.79019408009981275e-09,),
+)
+
+
+def _quotient(net: Net, x: Tensor, parts: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
+    return net.binary("DIV", *(polynomial(net, x, part) for part in parts))
+
+
+@lowers(aten.special_ndtri.default)
+def ndtri(net: Net, self: Tensor) -> Tensor:
+    """The value below which a normal distribution has the share self."""
+    y = net.cast(self, torch.float32)
+    zero, half, one = (net.scalar(value, y.dtype) for value in (0.0, 0.5, 1.0))
+    edge = math.exp(-2)
+    is_high = net.binary("GREATER", y, net.scalar(1 - edge, y.dtype))
+    tail = net.where(is_high, net.sub(one, y), y)
+    middle = net.sub(tail, half)
+    square = net.prod(middle, middle)
+    bend = net.prod(square, _quotient(net, square, _NDTRI_MIDDLE))
+    near = net.times(net.sum(middle, net.prod(middle, bend)), math.sqrt(2 * math.pi))
+    lowest = net.scalar(torch.finfo(torch.float32).tiny, y.dtype)
+    inside = net.binary("MIN", net.binary("MAX", tail, lowest), net.scalar(edge, y.dtype))
+    # Numbers too small to be normal have a logarithm too, but none is taken of zero and below.
+    inside = net.where(net.binary("GREATER", tail, zero), net.binary("MIN", tail, inside), inside)
+    x = net.unary("SQRT", net.times(net.unary("LOG", inside), -2.0))
+    z = net.unary("RECIP", x)
+    is_far = net.binary("LESS", net.scalar(8.0, y.dtype), x)
+    share = net.where(is_far, _quotient(net, z, _NDTRI_FAR), _quotient(net, z, _NDTRI_TAIL))
+    far = net.sub(net.sub(x, net.prod(net.unary("LOG", x), z)), net.prod(z, share))
+    far = net.where(is_high, far, net.negate(far))
+    result = net.where(net.binary("GREATER", tail, net.scalar(edge, y.dtype)), near, far)
+    for end, value in ((zero, -math.inf), (one, math.inf)):
+        result = net.where(net.binary("EQUAL", y, end), net.scalar(value, y.dtype), result)
+    outside = net.binary("OR", net.binary("LESS", y, zero), net.binary("GREATER", y, one))
+    outside = net.binary("OR", outside, net.unary("ISNAN", y))
+    return net.cast(net.where(outside, net.scalar(math.nan, y.dtype), result), net.result.dtype)

@@ -11,6 +11,7 @@ import torch
 from singlecard.lowering.declaration import lowers
 from singlecard.network.net import Net
 from singlecard.network.tensor import Tensor
+from singlecard.network.types import BYTES
 
 aten = torch.ops.aten
 
@@ -126,13 +127,17 @@ def _is_small(net: Net, x: Tensor) -> Tensor:
 @lowers(aten.log1p.default)
 def log1p(net: Net, self: Tensor) -> Tensor:
     """log(1 + self), which near zero is 2 atanh(x / (2 + x)): nothing is rounded away."""
-    x = net.cast(self, torch.float32)
+    return net.cast(log1p_of(net, net.cast(self, torch.float32)), net.result.dtype)
+
+
+def log1p_of(net: Net, x: Tensor) -> Tensor:
+    """Return log(1 + x) of float32 numbers."""
     small = _is_small(net, x)
     ratio = net.binary("DIV", x, net.sum(x, net.scalar(2.0, x.dtype)))
     # Large values stay out of atanh, whose infinities would cost a NaN flag in strict builds.
     near = net.times(net.unary("ATANH", net.where(small, ratio, net.scalar(0.0, x.dtype))), 2)
     far = net.unary("LOG", net.sum(x, net.scalar(1.0, x.dtype)))
-    return net.cast(net.where(small, near, far), net.result.dtype)
+    return net.where(small, near, far)
 
 
 @lowers(aten.expm1.default)
@@ -155,10 +160,26 @@ def angle(net: Net, self: Tensor) -> Tensor:
     return net.where(net.unary("ISNAN", x), x, turned)
 
 
-@lowers(aten._to_copy.default, torch.ops.prims.convert_element_type.default)
+@lowers(
+    aten._to_copy.default,
+    torch.ops.prims.convert_element_type.default,
+    takes=BYTES,
+    gives=BYTES,
+)
 def to_copy(net: Net, self: Tensor, *_: Any) -> Tensor:
     """Conversion to another type; places and layouts mean nothing inside an engine."""
-    return net.cast(self, net.result.dtype)
+    kind = net.result.dtype
+    return _to_byte(net, self, kind) if kind in BYTES else net.cast(self, kind)
+
+
+def _to_byte(net: Net, x: Tensor, kind: torch.dtype) -> Tensor:
+    """Return the number that the lowest eight bits of an integer are, which is what is kept."""
+    if x.dtype.is_floating_point or x.dtype == torch.bool:
+        x = net.cast(x, torch.int32)
+    lowest, span = (net.scalar(value, x.dtype) for value in (BYTES[kind], 256))
+    above = net.sub(x, lowest)
+    wrapped = net.sub(x, net.prod(net.binary("FLOOR_DIV", above, span), span))
+    return net.cast(wrapped, torch.int32)
 
 
 @lowers(aten.clone.default, aten.alias.default, aten.detach.default)
