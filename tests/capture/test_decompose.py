@@ -1,0 +1,40 @@
+"""Ops that PyTorch's own decompositions leave, or take apart in a way that no engine can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.lowering.check import check
+
+prims = torch.ops.prims
+X = torch.linspace(-2.0, 2.0, 12).reshape(3, 4)
+INTEGERS = torch.arange(12).reshape(3, 4) - 5
+
+LEFT: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
+    "prims.sum": (lambda x: prims.sum(x, [0]), (X,)),
+    "prims.div": (lambda x: prims.div(x, x + 3), (X,)),
+    "prims.div of integers": (lambda x: prims.div(x, torch.full_like(x, -2)), (INTEGERS,)),
+    "prims.amax": (lambda x: prims.amax(x, [1]), (X,)),
+    "prims.where": (lambda x: prims.where(prims.gt(x, x * 0), x, prims.neg(x)), (X,)),
+    "dropout in inference": (lambda x: torch.native_dropout(x, 0.5, False)[0] + 1, (X,)),
+    "dropout of nothing": (lambda x: (*torch.native_dropout(x, 0.0, True), x + 1), (X,)),
+    "memory written later": (lambda x: torch.empty(3, 4).fill_(2) + x, (X,)),
+    "memory like another": (lambda x: torch.empty_like(x.t()).copy_(x.t()) + 1, (X,)),
+    "new memory": (lambda x: x.new_empty(5).zero_() + x.sum(), (X,)),
+    "memory with strides": (lambda x: torch.empty_strided((3, 4), (1, 3)).fill_(1) + x, (X,)),
+    "take by a number": (lambda x: torch.take(x * 2, (x.sum() * 0).long()), (X,)),
+    "linspace of values": (lambda x: torch.linspace(x.sum(), x.max(), 7), (X,)),
+    "logspace of values": (lambda x: torch.logspace(x.min(), x.max(), 5), (X,)),
+    "one step of values": (lambda x: torch.linspace(x.exp().sum(), x.max(), 1), (X,)),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_is_left_is_lowered(name: str) -> None:
+    """One of these in a model's loss or its masks took the ops around it out of the engine."""
+    function, inputs = LEFT[name]
+    check(function, *inputs)
