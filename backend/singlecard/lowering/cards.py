@@ -36,10 +36,14 @@ _QUANTIZED = (quantized.dequantize, quantized.fake_quantize, quantized.quantized
 def target_refusal(node: fx.Node, targets: Sequence[str]) -> str | None:
     """Return why an op cannot be part of an engine for these cards, or None."""
     if node.target in _QUANTIZED:
-        return _type_refusal(node, targets)
+        return _type_refusal(node, Call.of(node).arguments["kind"], targets)
+    operands = list(tensors_in([meta_of(arg) for arg in node.args]))
+    results = tensors_in([node.meta.get("val")])
+    if any(value.dtype == torch.bfloat16 for value in (*operands, *results)):
+        # Whatever an op makes of them: a cast alone is refused on sm75 (tensorrt_rtx 1.7.1.116).
+        return _type_refusal(node, "bf16", targets)
     if "sm75" not in targets or node.target not in _PRODUCTS:
         return None
-    operands = tensors_in([meta_of(arg) for arg in node.args])
     if any(value.dtype == torch.float32 for value in operands):
         return (
             f"{op_name(node)} computes in float32, and sm75 has no FP32 matrix products: "
@@ -48,10 +52,9 @@ def target_refusal(node: fx.Node, targets: Sequence[str]) -> str | None:
     return None
 
 
-def _type_refusal(node: fx.Node, targets: Sequence[str]) -> str | None:
-    call = Call.of(node)
+def _type_refusal(node: fx.Node, kind: str, targets: Sequence[str]) -> str | None:
     try:
-        check_types([call.arguments["kind"]], targets)
+        check_types([kind], targets)
     except TargetError as error:
-        return f"{call.op} has {call.arguments['kind']} elements: {error}"
+        return f"{op_name(node)} has {kind} elements: {error}"
     return None
