@@ -6,6 +6,7 @@ SinglecardError
 ├── CalibrationError   a calibration table is damaged, of another model, or cannot be made
 ├── FlavourError       TensorRT is missing or does not load
 ├── CaptureError       a model could not be captured as a graph
+├── RewriteError       a pass changed what a graph answers
 ├── LoweringError      a graph could not become a TensorRT network
 ├── BuildError         TensorRT refused to build a network
 ├── CacheError         the engine cache cannot be read or written
@@ -40,6 +41,26 @@ class FlavourError(SinglecardError, ImportError):
 
 class CaptureError(SinglecardError):
     """A model could not be captured as a graph."""
+
+
+class RewriteError(SinglecardError):
+    """A pass changed what a graph answers: a fault of singlecard's own, found by a check.
+
+    Attributes:
+        in_pass: the pass.
+        rule: the first rule that changed an answer; None where the pass has no rules, or where
+            they do it together only.
+        op: the op that it fired at.
+        error: which result changed, and how.
+    """
+
+    def __init__(self, in_pass: str, rule: str | None, op: str | None, error: str) -> None:
+        what = f"{rule} at {op}, in {in_pass}," if rule else in_pass
+        super().__init__(
+            f"{what} changed what the graph answers: {error}. "
+            "Please report this with the model; unset SINGLECARD_CHECK to compile without checks"
+        )
+        self.in_pass, self.rule, self.op, self.error = in_pass, rule, op, error
 
 
 class LoweringError(SinglecardError):

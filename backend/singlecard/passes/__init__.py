@@ -13,6 +13,7 @@ from singlecard.passes.attention_bias import (
 from singlecard.passes.batch_norm import fold_batch_norm
 from singlecard.passes.cache_update import name_cache_update
 from singlecard.passes.channel_gain import gain_channels
+from singlecard.passes.checking import Pass, run_passes
 from singlecard.passes.common import merge_common
 from singlecard.passes.constants import fold_constants
 from singlecard.passes.dynamic_quantization import note_dynamic
@@ -37,7 +38,7 @@ from singlecard.passes.quantized import (
 )
 from singlecard.passes.rms_norm import fuse_rms_norm
 from singlecard.passes.rotary import fuse_rotary, rotate_together
-from singlecard.passes.rule import Rule, apply_rules
+from singlecard.passes.rule import Exactness, Rule
 from singlecard.passes.visible_rows import note_visible_rows
 from singlecard.passes.weight_codes import (
     join_bias,
@@ -46,7 +47,7 @@ from singlecard.passes.weight_codes import (
     name_weight_codes,
 )
 
-__all__ = ["FIRST", "SECOND", "simplify"]
+__all__ = ["FIRST", "PASSES", "SECOND", "simplify"]
 
 #: Rules that name and join what PyTorch took apart.
 FIRST: tuple[Rule, ...] = (
@@ -92,14 +93,32 @@ SECOND: tuple[Rule, ...] = (
 )
 
 
+def _drop_dead(program: Program) -> None:
+    program.drop_dead()
+
+
+#: What makes a Program small, in order.
+PASSES: tuple[Pass, ...] = (
+    Pass("drop_dead", _drop_dead),
+    Pass("name_empty", name_empty),
+    Pass.of_rules("FIRST", FIRST),
+    Pass("fold_constants", fold_constants, exactness=Exactness(rounds=True)),
+    Pass.of_rules("SECOND", SECOND),
+    Pass("merge_common", merge_common),
+    Pass("drop_dead", _drop_dead),
+    Pass.of_rules("LAST", (drop_identity,)),
+)
+
+
 def simplify(program: Program) -> Program:
-    """Run every pass, in place, and return the Program."""
-    program.drop_dead()
-    name_empty(program)
-    apply_rules(program, FIRST)
-    fold_constants(program)
-    apply_rules(program, SECOND)
-    merge_common(program)
-    program.drop_dead()
-    apply_rules(program, (drop_identity,))
+    """Run every pass, in place, and return the Program.
+
+    With ``SINGLECARD_CHECK=passes`` in the environment, the Program is run in PyTorch on sample
+    inputs before and after each pass. That takes several times as long as the passes.
+
+    Raises:
+        RewriteError: only then: a pass changed an answer.
+        OptionError: ``SINGLECARD_CHECK`` asks for something else.
+    """
+    run_passes(program, PASSES)
     return program

@@ -25,7 +25,7 @@ from torch import fx
 
 from singlecard.capture import ops
 from singlecard.capture.program import Program
-from singlecard.passes.rule import is_call, only_user, same_extents, same_shape, shape_of
+from singlecard.passes.rule import is_call, only_user, rule, same_extents, same_shape, shape_of
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
@@ -92,6 +92,7 @@ def _without_bias(program: Program, biased: Biased) -> None:
         program.graph.erase_node(node)
 
 
+@rule()
 def push_bias_through_split(program: Program, node: fx.Node) -> bool:
     """split(x + b) for attention   becomes   split(x), and each part plus its part of b."""
     if not is_call(node, *_SPLITS):
@@ -133,6 +134,7 @@ def _feeds_attention(part: fx.Node) -> bool:
     return swap is not None and is_call(only_user(swap), ops.attention)
 
 
+@rule()
 def drop_key_bias(program: Program, node: fx.Node) -> bool:
     """attention(q, heads(linear(x, w, b)), v)   becomes   attention(q, heads(linear(x, w)), v)."""
     if not is_call(node, ops.attention):
@@ -144,6 +146,7 @@ def drop_key_bias(program: Program, node: fx.Node) -> bool:
     return True
 
 
+@rule()
 def move_query_bias(program: Program, node: fx.Node) -> bool:
     """attention(heads(x + b), k, v)   becomes   attention(heads(x) + heads(b), k, v)."""
     return is_call(node, ops.attention) and _behind_heads(program, node, 0)
@@ -165,6 +168,7 @@ def _behind_heads(program: Program, node: fx.Node, place: int) -> bool:
     return True
 
 
+@rule(rounds=True)
 def move_value_bias(program: Program, node: fx.Node) -> bool:
     """linear(merge(attention(q, k, heads(v + b))), w, c)
 
@@ -177,6 +181,7 @@ def move_value_bias(program: Program, node: fx.Node) -> bool:
     return _through_projection(program, node)
 
 
+@rule()
 def move_rest_of_value_bias(program: Program, node: fx.Node) -> bool:
     """attention(q, k, heads(v + b))   becomes   attention(q, k, heads(v) + heads(b))."""
     return is_call(node, ops.attention) and _behind_heads(program, node, 2)

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from singlecard.capture.program import Program
-from singlecard.passes.rule import is_call, only_user, replace, shape_of
+from singlecard.passes.rule import is_call, only_user, replace, rule, shape_of
 
 aten = torch.ops.aten
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
@@ -46,6 +46,7 @@ def _affine(program: Program, node: fx.Node) -> Affine | None:
     return Affine(mean.to("cpu", torch.float64), scale, offset)
 
 
+@rule(rounds=True)
 def fold_batch_norm(program: Program, node: fx.Node) -> bool:
     """conv(x, w, b) -> batch_norm -> y   becomes   conv(x, w * scale, b * scale + shift) -> y."""
     if not is_call(node, _BATCH_NORM):

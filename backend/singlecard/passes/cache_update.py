@@ -11,11 +11,12 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from singlecard.capture import ops
 from singlecard.capture.program import Program
 from singlecard.network.versions import has_cache_update
-from singlecard.passes.rule import is_call, only_user, replace, shape_of
+from singlecard.passes.rule import is_call, only_user, replace, rule, shape_of
 
 aten = torch.ops.aten
 
 
+@rule()
 def name_cache_update(program: Program, node: fx.Node) -> bool:
     """Let new keys or values be written into the cache's own memory.
 

@@ -16,7 +16,7 @@ from torch import fx
 
 from singlecard.capture.program import PATH_KEYS, Program
 from singlecard.capture.quantized import dequantize
-from singlecard.passes.rule import is_call, shape_of
+from singlecard.passes.rule import is_call, rule, shape_of
 
 aten = torch.ops.aten
 
@@ -24,6 +24,7 @@ aten = torch.ops.aten
 LEAST_GAIN = 2.0**-14
 
 
+@rule(rounds=True)
 def gain_channels(program: Program, node: fx.Node) -> bool:
     """linear(x, dequantize(q, s[C, 1]), b)   becomes   linear(x, dequantize(q, max(s))) * g + b.
 

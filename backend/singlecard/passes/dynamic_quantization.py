@@ -14,6 +14,7 @@ from torch import fx
 from singlecard.capture.program import Program
 from singlecard.lowering.call import op_name
 from singlecard.lowering.table import REASON
+from singlecard.passes.rule import rule
 
 aten = torch.ops.aten
 
@@ -66,6 +67,7 @@ _BEHIND = (
 )
 
 
+@rule()
 def note_dynamic(program: Program, node: fx.Node) -> bool:
     """Say of ops that quantize by scales of the moment why they stay in PyTorch.
 

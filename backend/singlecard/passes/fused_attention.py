@@ -17,7 +17,7 @@ from singlecard.capture.program import PATH_KEYS, Program
 from singlecard.lowering.call import Call
 from singlecard.lowering.outputs import used_entries
 from singlecard.lowering.table import REASON
-from singlecard.passes.rule import is_call, same_extents, shape_of
+from singlecard.passes.rule import is_call, rule, same_extents, shape_of
 
 aten = torch.ops.aten
 
@@ -31,6 +31,7 @@ _UNCERTAIN_ORDER = (
 )
 
 
+@rule()
 def name_attention(program: Program, node: fx.Node) -> bool:
     """Give attention one name.
 

@@ -7,11 +7,12 @@ from torch import fx
 
 from singlecard.capture import ops
 from singlecard.capture.program import Program
-from singlecard.passes.rule import is_call, replace
+from singlecard.passes.rule import is_call, replace, rule
 
 aten = torch.ops.aten
 
 
+@rule()
 def name_grouped_product(program: Program, node: fx.Node) -> bool:
     """Give the product of sorted rows with the matrices of their groups one name.
 

@@ -9,11 +9,12 @@ from torch import fx
 
 from singlecard.capture import ops
 from singlecard.capture.program import Program
-from singlecard.passes.rule import is_call, replace, same_extents, shape_of
+from singlecard.passes.rule import is_call, replace, rule, same_extents, shape_of
 
 aten = torch.ops.aten
 
 
+@rule()
 def share_key_heads(program: Program, node: fx.Node) -> bool:
     """Leave it to attention to repeat the heads of keys and values.
 

@@ -9,7 +9,7 @@ from torch import fx
 
 from singlecard.capture.program import PATH_KEYS, Program
 from singlecard.lowering.conditions import MOST_DIMENSIONS
-from singlecard.passes.rule import forward, is_call
+from singlecard.passes.rule import forward, is_call, rule
 
 aten = torch.ops.aten
 
@@ -24,6 +24,7 @@ _SAME_ORDER = (
 )
 
 
+@rule()
 def work_at_lower_rank(program: Program, node: fx.Node) -> bool:
     """x [8 axes] -> view [9 axes] -> op   becomes   x -> op [8 axes] -> view [9 axes].
 
@@ -50,6 +51,7 @@ def work_at_lower_rank(program: Program, node: fx.Node) -> bool:
     return True
 
 
+@rule()
 def skip_high_rank(program: Program, node: fx.Node) -> bool:
     """x -> view [9 axes] -> view [fewer]   becomes   x -> view [fewer]."""
     if not is_call(node, *_SIZED):

@@ -18,7 +18,7 @@ from singlecard.capture.opaque import is_opaque
 from singlecard.capture.program import Program, with_effects
 from singlecard.lowering.call import Call, tensors_in
 from singlecard.lowering.table import CARRIED
-from singlecard.passes.rule import forward, is_call, replace, same_shape
+from singlecard.passes.rule import forward, is_call, replace, rule, same_shape
 
 aten = torch.ops.aten
 
@@ -61,6 +61,7 @@ def name_empty(program: Program) -> None:
     program.drop_dead()
 
 
+@rule()
 def drop_empty_write(program: Program, node: fx.Node) -> bool:
     """x, with nothing written into it   becomes   x."""
     if not isinstance(node.target, torch._ops.OpOverload):
@@ -77,6 +78,7 @@ def drop_empty_write(program: Program, node: fx.Node) -> bool:
     return True
 
 
+@rule()
 def drop_empty_product(program: Program, node: fx.Node) -> bool:
     """beta * x + alpha * (products of no terms)   becomes   beta * x."""
     if not isinstance(node.target, torch._ops.OpOverload):
@@ -108,6 +110,7 @@ def _scaled(program: Program, before: fx.Node, beta: float) -> fx.Node:
     return scaled
 
 
+@rule()
 def name_fill(program: Program, node: fx.Node) -> bool:
     """full_like(x, 2.0, dtype=float64)   becomes   a constant, where no engine has that type."""
     if not is_call(node, aten.full_like.default, aten.full.default):

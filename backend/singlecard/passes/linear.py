@@ -8,7 +8,15 @@ import torch
 from torch import fx
 
 from singlecard.capture.program import Program
-from singlecard.passes.rule import erase_unused, is_call, only_user, replace, same_extents, shape_of
+from singlecard.passes.rule import (
+    erase_unused,
+    is_call,
+    only_user,
+    replace,
+    rule,
+    same_extents,
+    shape_of,
+)
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
@@ -23,6 +31,7 @@ def _operands(node: fx.Node) -> tuple[Any, Any, Any] | None:
     return None
 
 
+@rule()
 def unflatten_product(program: Program, node: fx.Node) -> bool:
     """view(x, [M, K]) -> mm(t(w)) -> view([..., N])   becomes   linear(x, w) with x's own axes.
 

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from singlecard.capture.program import Program
-from singlecard.passes.rule import forward, is_call, same_shape
+from singlecard.passes.rule import forward, is_call, rule, same_shape
 
 aten = torch.ops.aten
 
@@ -28,6 +28,7 @@ def _is_all(program: Program, value: Any, wanted: float) -> bool:
     )
 
 
+@rule()
 def drop_zero_bias(program: Program, node: fx.Node) -> bool:
     """linear(x, w, 0)   becomes   linear(x, w)."""
     if not is_call(node, aten.linear.default) or len(node.args) < 3:
@@ -38,6 +39,7 @@ def drop_zero_bias(program: Program, node: fx.Node) -> bool:
     return True
 
 
+@rule()
 def drop_neutral(program: Program, node: fx.Node) -> bool:
     """x + 0   and   x * 1   become   x, where type and shape stay the same."""
     wanted = 0.0 if is_call(node, aten.add.Tensor) else 1.0

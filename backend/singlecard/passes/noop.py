@@ -7,7 +7,7 @@ from torch import fx
 
 from singlecard.capture.layouts import reads_memory
 from singlecard.capture.program import Program
-from singlecard.passes.rule import forward, is_call, same_shape
+from singlecard.passes.rule import forward, is_call, rule, same_shape
 
 aten = torch.ops.aten
 
@@ -30,6 +30,7 @@ _SHAPES = (
 )
 
 
+@rule()
 def drop_copy(program: Program, node: fx.Node) -> bool:
     """x -> clone -> y   becomes   x -> y: memory inside an engine is the builder's business.
 
@@ -41,6 +42,7 @@ def drop_copy(program: Program, node: fx.Node) -> bool:
     return True
 
 
+@rule()
 def drop_identity(program: Program, node: fx.Node) -> bool:
     """x -> view(x.shape) -> y   becomes   x -> y, for ops whose result is their input."""
     if not is_call(node, *_SHAPES):
@@ -59,6 +61,7 @@ def drop_identity(program: Program, node: fx.Node) -> bool:
     return True
 
 
+@rule()
 def merge_views(program: Program, node: fx.Node) -> bool:
     """x -> view -> view -> y   becomes   x -> view -> y."""
     views = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)

@@ -17,7 +17,7 @@ from singlecard.capture.quantized import KINDS, codes_of, fake_quantize
 from singlecard.lowering.call import Call, op_name
 from singlecard.lowering.table import REASON
 from singlecard.passes.dynamic_quantization import DYNAMIC
-from singlecard.passes.rule import replace
+from singlecard.passes.rule import replace, rule
 from singlecard.passes.weight_codes import add_dequantize, constant_value
 
 aten = torch.ops.aten
@@ -57,6 +57,7 @@ def _refuse(node: fx.Node, why: str) -> bool:
     return False
 
 
+@rule(steps=True)
 def lift_dequantize(program: Program, node: fx.Node) -> bool:
     """dequantize_per_tensor(view(q))   becomes   view(dequantize_per_tensor(q)).
 
@@ -81,6 +82,7 @@ def lift_dequantize(program: Program, node: fx.Node) -> bool:
     return changed
 
 
+@rule(steps=True)
 def name_dequantize(program: Program, node: fx.Node) -> bool:
     """dequantize_per_tensor(quantize_per_tensor(x))   becomes   fake_quantize(x).
 
@@ -217,6 +219,7 @@ def _restore_type(program: Program, new: fx.Node, x: fx.Node) -> None:
     new.meta["val"] = new.meta["val"].to(made)
 
 
+@rule(steps=True)
 def name_simulated(program: Program, node: fx.Node) -> bool:
     """tensorrt::quantize_op(x, amax, 8, ...) of ModelOpt   becomes   fake_quantize or dequantize.
 
@@ -291,6 +294,7 @@ def _put_rounded(program: Program, node: fx.Node, x: Any, scale: torch.Tensor, k
     return True
 
 
+@rule(steps=True)
 def round_constant(program: Program, node: fx.Node) -> bool:
     """fake_quantize of a constant   becomes   dequantize of its codes."""
     if node.target != fake_quantize or constant_value(program, node.args[0]) is None:

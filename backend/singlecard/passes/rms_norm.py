@@ -9,7 +9,7 @@ from torch import fx
 
 from singlecard.capture import ops
 from singlecard.capture.program import Program
-from singlecard.passes.rule import is_call, replace, shape_of
+from singlecard.passes.rule import is_call, replace, rule, shape_of
 
 aten = torch.ops.aten
 
@@ -28,6 +28,7 @@ def _mean_square(node: Any) -> Any:
     return None
 
 
+@rule()
 def fuse_rms_norm(program: Program, node: fx.Node) -> bool:
     """x * rsqrt(mean(x ** 2) + eps)   becomes   singlecard::rms_norm(x, None, eps)."""
     if not is_call(node, aten.mul.Tensor):

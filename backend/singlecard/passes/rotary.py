@@ -9,12 +9,13 @@ from torch import fx
 
 from singlecard.capture import ops
 from singlecard.capture.program import PATH_KEYS, Program
-from singlecard.passes.rule import is_call, replace, same_extents, same_shape, shape_of
+from singlecard.passes.rule import is_call, replace, rule, same_extents, same_shape, shape_of
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 
 
+@rule()
 def fuse_rotary(program: Program, node: fx.Node) -> bool:
     """Name a rotation by its angles.
 
@@ -92,6 +93,7 @@ def _part(node: Any, interleaved: bool) -> tuple[fx.Node, int] | None:
     return (x, halves[start, end]) if step == 1 and (start, end) in halves else None
 
 
+@rule()
 def rotate_together(program: Program, node: fx.Node) -> bool:
     """Turn queries and keys in one op, where the angles are the same.
 

@@ -2,24 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from singlecard.capture.program import PATH_KEYS, Program
+from singlecard.lowering.call import op_name
 
 #: A rule looks at one node; it returns True where it changed the graph around it.
 Rule = Callable[[Program, fx.Node], bool]
 
 
-def apply_rules(program: Program, rules: Sequence[Rule]) -> None:
-    """Offer every op to every rule, once, in order; note in the trace which fired where."""
-    for rule in rules:
-        for node in list(program.calls()):
-            if not _is_erased(node) and rule(program, node):
-                program.trace.append(f"{rule.__name__} at {node.name}")
+@dataclass(frozen=True)
+class Exactness:
+    """How far a rewrite may move an answer, as a share of the largest number in a result.
+
+    Attributes:
+        rounds: whether it makes new constants, which are rounded to the type that they have.
+        steps: whether it rounds to the steps of a quantization, where a value may lie between two.
+    """
+
+    rounds: bool = False
+    steps: bool = False
+
+
+#: What a rewrite is that says the same in other words: equal in exact arithmetic.
+EXACT = Exactness()
+
+
+def rule(*, rounds: bool = False, steps: bool = False) -> Callable[[Rule], Rule]:
+    """Declare a rule, and how exact it is; see `Exactness`."""
+
+    def declare(function: Rule) -> Rule:
+        function.__dict__["exactness"] = Exactness(rounds, steps)
+        return function
+
+    return declare
+
+
+def exactness_of(function: Rule) -> Exactness:
+    """Return what a rule declares.
+
+    Raises:
+        AttributeError: it declares nothing.
+    """
+    return function.exactness  # type: ignore[attr-defined, no-any-return]
+
+
+def apply_rule(program: Program, function: Rule) -> Iterator[str]:
+    """Offer every op to a rule; yield where it fires, each time that it does."""
+    for node in list(program.calls()):
+        if _is_erased(node):
+            continue
+        place = f"{node.name} ({op_name(node)})"
+        if function(program, node):
+            program.trace.append(f"{rule_name(function)} at {node.name}")
+            yield place
+
+
+def rule_name(function: Rule) -> str:
+    return getattr(function, "__name__", str(function))
 
 
 def _is_erased(node: fx.Node) -> bool:

@@ -10,7 +10,7 @@ from torch import fx
 from singlecard.capture import ops
 from singlecard.capture.program import Program
 from singlecard.passes.intervals import interval_of
-from singlecard.passes.rule import is_call, replace, same_extents, shape_of
+from singlecard.passes.rule import is_call, replace, rule, same_extents, shape_of
 
 aten = torch.ops.aten
 
@@ -40,6 +40,7 @@ _OF_ROWS = (
 _DEPTH = 12
 
 
+@rule()
 def note_visible_rows(program: Program, node: fx.Node) -> bool:
     """Say of an attention that its mask leaves each query some key, where that is certain.
 

@@ -14,7 +14,7 @@ from torch import fx
 
 from singlecard.capture.program import PATH_KEYS, Program
 from singlecard.capture.quantized import dequantize
-from singlecard.passes.rule import is_call, only_user, replace, shape_of
+from singlecard.passes.rule import is_call, only_user, replace, rule, shape_of
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
@@ -135,6 +135,7 @@ def add_dequantize(
     return _call(program, before, dequantize, (held, scales, kind, dtype))
 
 
+@rule(rounds=True)
 def name_weight_codes(program: Program, node: fx.Node) -> bool:
     """mul(sub(float(q), z), s)   becomes   dequantize(q - z, s).
 
@@ -225,6 +226,7 @@ def _is_second(user: fx.Node, weight: fx.Node) -> bool:
     return is_call(user, *_PRODUCTS) and user.args[-1] is weight and user.args[-2] is not weight
 
 
+@rule(rounds=True)
 def name_scaled_product(program: Program, node: fx.Node) -> bool:
     """mul(mm(x, float(t(q))), s[N])   becomes   mm(x, t(dequantize(q, s[N, 1]))).
 
@@ -255,6 +257,7 @@ def name_scaled_product(program: Program, node: fx.Node) -> bool:
     return True
 
 
+@rule()
 def join_bias(program: Program, node: fx.Node) -> bool:
     """add(linear(x, dequantize(q, s)), b)   becomes   linear(x, dequantize(q, s), b).
 
@@ -279,6 +282,7 @@ def join_bias(program: Program, node: fx.Node) -> bool:
     return True
 
 
+@rule(rounds=True)
 def name_packed_product(program: Program, node: fx.Node) -> bool:
     """_weight_int8pack_mm(x, q, s)   becomes   linear(x, dequantize(q, s[N, 1]))."""
     if not is_call(node, aten._weight_int8pack_mm.default):
