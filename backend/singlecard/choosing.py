@@ -33,6 +33,8 @@ from singlecard.options import QUANTIZED, Options, types_of
 from singlecard.partition import divide
 from singlecard.partition.exclusion import exclusion
 from singlecard.passes import simplify
+from singlecard.passes.checking import Pass, run_passes
+from singlecard.passes.rule import ROUNDED
 from singlecard.placement import (
     ASSIGNABLE,
     Decision,
@@ -130,7 +132,11 @@ class Choosing:
             if assignment:
                 points = points_of(program)
                 quantize(program, points, assignment, self.options.calibration)
-            lower_precision(program, low, stays.__contains__)
+
+            def lowered(program: Program) -> None:
+                lower_precision(program, low, stays.__contains__)
+
+            run_passes(program, [Pass("lower_precision", lowered, exactness=ROUNDED)])
             simplify(program)
 
     def _kept_fp32(self, program: Program) -> set[fx.Node]:

@@ -38,7 +38,7 @@ from singlecard.passes.quantized import (
 )
 from singlecard.passes.rms_norm import fuse_rms_norm
 from singlecard.passes.rotary import fuse_rotary, rotate_together
-from singlecard.passes.rule import Exactness, Rule
+from singlecard.passes.rule import ROUNDED, Rule
 from singlecard.passes.visible_rows import note_visible_rows
 from singlecard.passes.weight_codes import (
     join_bias,
@@ -102,7 +102,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("drop_dead", _drop_dead),
     Pass("name_empty", name_empty),
     Pass.of_rules("FIRST", FIRST),
-    Pass("fold_constants", fold_constants, exactness=Exactness(rounds=True)),
+    Pass("fold_constants", fold_constants, exactness=ROUNDED),
     Pass.of_rules("SECOND", SECOND),
     Pass("merge_common", merge_common),
     Pass("drop_dead", _drop_dead),

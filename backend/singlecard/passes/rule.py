@@ -31,6 +31,8 @@ class Exactness:
 
 #: What a rewrite is that says the same in other words: equal in exact arithmetic.
 EXACT = Exactness()
+#: Constants are rounded, and nothing else changes.
+ROUNDED = Exactness(rounds=True)
 
 
 def rule(*, rounds: bool = False, steps: bool = False) -> Callable[[Rule], Rule]:
