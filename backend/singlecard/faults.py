@@ -18,6 +18,7 @@ from singlecard.errors import (
     CalibrationError,
     FlavourError,
     OptionError,
+    RewriteError,
     RuntimeFailure,
     SinglecardError,
 )
@@ -26,8 +27,8 @@ from singlecard.observe.topics import topic
 
 Answer = TypeVar("Answer")
 
-#: What only the caller can mend: raised while a graph is compiled, whatever is asked for.
-BAD_INPUT = (OptionError, CalibrationError, CacheError, FlavourError)
+#: What only the caller can mend, or asked to be told: raised while a graph is compiled, always.
+BAD_INPUT = (OptionError, CalibrationError, CacheError, FlavourError, RewriteError)
 
 
 class HalfWritten(RuntimeFailure):

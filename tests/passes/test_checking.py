@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+import singlecard
 import singlecard.passes as passes
 from singlecard.capture.program import Program
 from singlecard.errors import OptionError, RewriteError
@@ -51,6 +52,14 @@ def test_a_rule_that_counts_users_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     assert (raised.value.rule, raised.value.in_pass) == ("drop_key_bias", "SECOND")
     assert raised.value.op is not None and "singlecard.attention" in raised.value.op
     assert "moved by" in raised.value.error
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_compiled_model_raises(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """Other faults of ours end in PyTorch's answer: a test of a model would pass by it."""
+    monkeypatch.setattr(attention_bias, "only_user", first_user)
+    with pytest.raises(RewriteError, match="drop_key_bias at"):
+        singlecard.verify(Shared().eval(), (X,), options={"precision": precision})
 
 
 def test_nothing_is_checked_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
