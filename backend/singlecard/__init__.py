@@ -141,6 +141,11 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'singlecard' has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    """List what is public, which completion in a notebook or an editor's console shows."""
+    return [*__all__, "__version__"]
+
+
 if os.environ.get("SINGLECARD_LOGS"):
     from singlecard.observe.topics import read_environment
 

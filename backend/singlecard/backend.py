@@ -17,6 +17,7 @@ from torch._dynamo.exc import TorchDynamoException
 from singlecard.background import Pending
 from singlecard.capture.aot import capture
 from singlecard.capture.program import Program
+from singlecard.capture.scope import scope_of_graph
 from singlecard.capture.spans import symbols_of
 from singlecard.capture.variants import Executable
 from singlecard.collection import collection_paused
@@ -29,6 +30,7 @@ from singlecard.recalled import Recall
 from singlecard.runtime.device import card_refusal, target_of
 from singlecard.runtime.torch_tensorrt import load_torch_tensorrt
 from singlecard.session import Graph, Session
+from singlecard.unmatched import tell_unmatched, unmatched_modules
 from singlecard.warning import warn_once
 
 log = topic("capture")
@@ -131,9 +133,15 @@ def compile_in(
 
     answer = None if options.strict else Faults("a compiled graph", "it", keep=keep).answer
 
+    scope = scope_of_graph()
+    if not scope.whole:
+        tell_unmatched(unmatched_modules(options, scope).values(), options)
+    profiles = [
+        dataclasses.replace(span, input=scope.path_of(span.input)) for span in options.profiles
+    ]
     with collection_paused(), _capture_timed(session):
         try:
-            spans = symbols_of(module, options.profiles)
+            spans = symbols_of(module, profiles)
         except TorchDynamoException:
             raise
         except Exception as error:
@@ -141,6 +149,7 @@ def compile_in(
         recall = _recall(session, module, examples, spans) if remembers else None
 
         def compile_program(program: Program) -> Executable:
+            program.scope = scope
             executable = session.compile(program, spans)
             made.append(session.graphs[-1])
             if recall is not None:

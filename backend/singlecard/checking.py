@@ -32,6 +32,11 @@ def shown(value: Any) -> str:
         return f"<{type(value).__name__}>"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number and what it counts: ``1 engine``, ``2 engines``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def wrong(name: str, value: Any, takes: str) -> OptionError:
     """Return the error of a value that is not valid."""
     return OptionError(f"option {name}={shown(value)} is not valid: {takes}")

@@ -9,10 +9,14 @@ or a job of a build file failed, ``plan`` that nothing fits, ``cache verify`` a 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
 from singlecard import __version__
 from singlecard.commands import build, cache, calibrate, doctor, explain, export, plan, verify
@@ -20,6 +24,7 @@ from singlecard.commands.answer import Answer, print_answer, print_document
 from singlecard.commands.arguments import Parser
 from singlecard.commands.quiet import quiet
 from singlecard.errors import SinglecardError
+from singlecard.warning import SinglecardWarning
 
 _VERBS = (build, verify, explain, plan, calibrate, export, cache, doctor)
 _BAD_INPUT, _OWN_ERROR, _INTERRUPTED = 2, 3, 130
@@ -46,8 +51,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "--debug shows the traceback: please report it"
         )
         return _fail(error, text, _OWN_ERROR, debug, as_json)
-    print_answer(answer, as_json)
+    return _print(answer, as_json)
+
+
+def _print(answer: Answer, as_json: bool) -> int:
+    """Write an answer, whose reader may have gone away; return the exit status."""
+    try:
+        if sys.stdout is None:  # the shell has closed it
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        print_answer(answer, as_json)
+        sys.stdout.flush()
+    except OSError as error:
+        _let_go_of_stdout()
+        if error.errno == errno.EPIPE:  # such as head, which has read enough
+            return answer.status
+        text = error.strerror or str(error)
+        print(f"singlecard: the answer cannot be written: {text}", file=sys.stderr)
+        return _BAD_INPUT
     return answer.status
+
+
+def _let_go_of_stdout() -> None:
+    """Let Python end without another attempt to write what is left."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)
 
 
 def _run(arguments: Sequence[str]) -> Answer:
@@ -56,8 +85,25 @@ def _run(arguments: Sequence[str]) -> Answer:
     # Standard output carries the answer alone: what a model prints goes where progress goes.
     # Why ops stay in PyTorch is part of the answer, and needs no line in the log.
     with contextlib.redirect_stdout(sys.stderr), quiet("singlecard", logging.ERROR):
-        answer: Answer = given.run(given)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            answer: Answer = given.run(given)
     return answer
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Write a warning of ours as one line, and others as Python does."""
+    if issubclass(category, SinglecardWarning):
+        print(f"singlecard: {message}", file=sys.stderr)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
 def _parser() -> Parser:

@@ -117,9 +117,9 @@ class Options:
             overload, as ``explain`` names them.
         exclude_modules: modules whose ops stay in eager PyTorch, with all that lies in them, such
             as ``("encoder.layer.3", "decoder.*.norm")``.
-        profiles: sizes that dynamic axes take, by input and axis: smallest, usual and largest, as
-            in ``{"input_ids": {0: (1, 8, 32), 1: (1, 128, 512)}}``. What a module is given by
-            position is named by its place, ``0``, and an input inside of a container by its way,
+        profiles: sizes that dynamic axes take, by input and axis: min, opt and max, as
+            in ``{"input_ids": {0: (1, 8, 32), 1: (1, 128, 512)}}``. An input is named by its
+            parameter or its place, ``0``, and one inside of a container by its way,
             ``"batch.images.0"``. A call outside of its range runs in eager PyTorch. None: the
             ranges that PyTorch knows.
         workspace_bytes: limit for the scratch memory of one engine. None: no limit of ours.

@@ -15,6 +15,7 @@ from singlecard.blame import BUILDS, Budget, alike, first_refused, named_nodes, 
 from singlecard.capture.program import Program, source_line
 from singlecard.capture.spans import Triple
 from singlecard.capture.spill import Spill
+from singlecard.checking import counted
 from singlecard.choosing import Choosing
 from singlecard.engine.build import Engine, find_engine, get_engine, key_parts, trial_report
 from singlecard.engine.cache import StoreError, default_folder
@@ -42,6 +43,7 @@ from singlecard.runtime.pieces import Cut, Pieces
 from singlecard.runtime.ranged import in_range
 from singlecard.runtime.runners import Runner, pytorch_runner, reference_runner
 from singlecard.runtime.torch_tensorrt import TorchTensorRTRunner, describe
+from singlecard.unmatched import tell_unmatched, unmatched_names
 
 
 @dataclass
@@ -58,6 +60,7 @@ class Graph:
     ops: int = 0
     lowered_ops: int = 0
     recipe: Recipe | None = None
+    unmatched: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def left_out(cls, module: fx.GraphModule, reason: str) -> Graph:
@@ -131,6 +134,9 @@ class Session(Choosing):
         if self.options.build == "background":  # the model may be trained on meanwhile
             program.copy_constants()
         self._name(program)
+        graph.unmatched = unmatched_names(program, self.options, program.scope)
+        if program.scope.whole:
+            tell_unmatched(graph.unmatched.values(), self.options)
         if self.options.calibration is not None:
             points = points_of(program)
             self.options.calibration.check({point.name: point.signature() for point in points})
@@ -149,7 +155,7 @@ class Session(Choosing):
             program.let_go()  # engines have the weights, and the model
         wiring, passed = executable.wiring, program.passed
         if passed is not None and len(graph.engines) == len(work.steps) == 1:
-            if not wiring.constants:
+            if not wiring.constants and not graph.unmatched:  # what is said is said next time too
                 (engine,), (binding,) = graph.engines, graph.bindings
                 graph.recipe = Recipe(wiring, engine.digest, binding, passed)
         return executable
@@ -357,7 +363,7 @@ class Session(Choosing):
         """Raise where the caller wants everything lowered and something is not."""
         if fallback and self.options.strict:
             first = fallback[0]
-            more = f" ({len(fallback) - 1} more ops)" if len(fallback) > 1 else ""
+            more = f" ({counted(len(fallback) - 1, 'more op')})" if len(fallback) > 1 else ""
             raise LoweringError(f"{first.reason}{more}. {first.line}".strip())
 
     def _tell(self, fallback: Sequence[Fallback]) -> None:

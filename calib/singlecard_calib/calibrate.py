@@ -11,9 +11,11 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
 
 from singlecard.errors import CalibrationError, OptionError, SinglecardError
+from singlecard.options import Options
 from singlecard.precision.table import CalibrationTable
 from singlecard.report.measure import fresh_call
 from singlecard.report.origin import first_line
+from singlecard.unmatched import tell_of_model
 from singlecard_calib.choose import Smoothing
 from singlecard_calib.collect import Collecting
 from singlecard_calib.feeding import Call, calls, check_evaluation, run
@@ -45,7 +47,7 @@ def calibrate(
     weights: str | None = None,
     bias_correction: bool = True,
     keep_statistics: bool = True,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | Options | None = None,
     progress: Callback | None = None,
 ) -> CalibrationTable:
     """Run a model on data, and choose the scales that quantization needs.
@@ -147,7 +149,7 @@ def calibrating(
     weights: str | None = None,
     bias_correction: bool = True,
     keep_statistics: bool = True,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | Options | None = None,
 ) -> Iterator[Calibration]:
     """Watch a model while an evaluation loop of one's own calls it.
 
@@ -181,11 +183,12 @@ def calibrating(
 
 @contextmanager
 def _collecting(
-    model: Callable[..., Any], options: Mapping[str, Any] | None, expected: int
+    model: Callable[..., Any], options: Mapping[str, Any] | Options | None, expected: int
 ) -> Iterator[_Watched]:
     """Give what calls a model, watched, without what it was compiled to."""
     session = Collecting(options, expected)
     check_evaluation(model)
+    tell_of_model(model, session.options)
     watched = _Watched(model, session)
     if not isinstance(model, torch.nn.Module):
         yield watched

@@ -30,8 +30,10 @@ class Collecting(Session):
     their names there.
     """
 
-    def __init__(self, options: Mapping[str, Any] | None, calls: int) -> None:
-        given = {key: value for key, value in (options or {}).items() if key not in _AFTERWARDS}
+    def __init__(self, options: Mapping[str, Any] | Options | None, calls: int) -> None:
+        given = dict(vars(options)) if isinstance(options, Options) else options
+        if isinstance(given, Mapping):
+            given = {key: value for key, value in given.items() if key not in _AFTERWARDS}
         super().__init__(Options.parse(given), "reference", False)
         self.seen = Observations()
         self.share = max(SAMPLED // max(calls, 1), 1)

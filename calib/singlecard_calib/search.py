@@ -45,7 +45,7 @@ from singlecard.runtime.executable import Executable
 from singlecard.runtime.runners import eager_runner
 from singlecard.session import Session
 from singlecard_calib.calibrate import calibrate
-from singlecard_calib.feeding import calls
+from singlecard_calib.feeding import calls, check_evaluation
 from singlecard_calib.rounding import check_weights, rounded_weights, write_weights
 
 #: Returns how far outputs are from what was expected, 0 for the same; larger is worse.
@@ -187,8 +187,11 @@ def search_precision(
             "not tell them: install TensorRT for RTX for the search, whose builder needs no GPU "
             "(pip install tensorrt-rtx), and use its table with either"
         )
-    if not tolerance > 0:
-        raise OptionError(f"tolerance={tolerance!r} must be above zero")
+    real = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
+    if not real or not tolerance > 0:
+        raise OptionError(f"tolerance={tolerance!r} must be a number above zero")
+    Options.parse({"targets": targets})
+    check_evaluation(model)
     for kind in precisions:
         if kind not in _BITS or kind == "fp16":
             raise OptionError(f"precisions holds {kind!r}, which is no quantized precision")

@@ -21,7 +21,7 @@ class Settings:
     keep_statistics: bool = True
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
+        if not isinstance(self.method, str) or self.method not in METHODS:
             raise OptionError(
                 f"method={self.method!r} is not valid: it takes one of {', '.join(METHODS)}"
             )

@@ -281,7 +281,7 @@ def test_what_stays_in_pytorch_is_told() -> None:
     (row,) = planned.rows
     assert row.footprint is not None and row.footprint.left_ops == 1
     assert len(row.footprint.plans) == 2
-    assert "1 ops stay in PyTorch" in str(planned)
+    assert "1 op stays in PyTorch" in str(planned)
 
 
 def test_plain_values_hold_what_the_table_shows() -> None:

@@ -31,6 +31,7 @@ from singlecard.artifact.watching import watched_arguments
 from singlecard.axes import Axes
 from singlecard.capture.aot import capture
 from singlecard.capture.program import Program
+from singlecard.capture.scope import Scope, paths_of
 from singlecard.capture.spans import Triple, symbols_of
 from singlecard.collection import collection_paused
 from singlecard.errors import ArtifactError, CaptureError, SinglecardError
@@ -43,7 +44,7 @@ from singlecard.report.doors import Entrance
 from singlecard.report.measure import cpu_convolutions
 from singlecard.report.origin import first_line, place_of
 from singlecard.report.ranges import to_dims
-from singlecard.report.refusals import refusal_of
+from singlecard.report.refusals import check_captured, refusal_of
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.wiring import Wiring
 from singlecard.session import Graph, Session
@@ -106,6 +107,7 @@ def capture_model(entrance: Entrance, progress: Progress | None) -> Captured:
 
     def compile_program(program: Program) -> Executable:
         programs.append(program)
+        program.scope = Scope(True, True, type(call.model).__name__, paths_of([module]))
         executables.append(session.compile(program, spans))
         return executables[0]
 
@@ -188,6 +190,11 @@ def _exported(module: nn.Module, call: Arguments, axes: Axes, shapes: Any) -> Ex
             )
     except Exception as error:
         raise refusal_of(error, axes, call) or _uncaptured(error) from error
+    values = {node.name: node.meta.get("val") for node in exported.graph.nodes}
+    paths = [call.path_of(path) for path in _paths(exported, call.names)]
+    inputs = zip(paths, map(values.get, exported.graph_signature.user_inputs), strict=False)
+    tensors = [(path, value) for path, value in inputs if isinstance(value, torch.Tensor)]
+    check_captured(tensors, axes, call)
     return exported
 
 

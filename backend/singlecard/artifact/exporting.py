@@ -26,10 +26,11 @@ from singlecard.artifact.remainder import export_segment
 from singlecard.artifact.signature import signature_to_plain
 from singlecard.artifact.tensors import add_tensor
 from singlecard.capture.plain import NotPlain
+from singlecard.checking import flag_from, path_from
 from singlecard.engine.build import Engine
 from singlecard.engine.cache import Cache
 from singlecard.engine.signing import read_key
-from singlecard.errors import ArtifactError, CacheError, OptionError
+from singlecard.errors import ArtifactError, CacheError
 from singlecard.network.building import Progress
 from singlecard.options import Options
 from singlecard.partition import Fallback
@@ -154,9 +155,8 @@ def export(
         raise ArtifactError(
             "export needs a file to write: give path='model.singlecard', or another name"
         )
-    if not isinstance(path, (str, os.PathLike)):
-        raise OptionError(f"path={path!r} is not valid: it takes a file to write")
-    target = Path(path).expanduser()
+    flag_from("fallback", fallback)
+    target = path_from("path", path, "a file to write")
     check_folder(target)
     entrance = enter(model, args, kwargs, dynamic_shapes, options)
     chosen = entrance.options

@@ -14,6 +14,7 @@ from torch import fx
 
 from singlecard.capture.opaque import is_opaque
 from singlecard.capture.results import Result
+from singlecard.capture.scope import Scope
 from singlecard.capture.spill import Spill
 from singlecard.errors import CaptureError
 from singlecard.host_memory import host_view, on_cpu
@@ -42,6 +43,7 @@ class Program:
             place; None where it does more around a call than that.
         spill: where constants are put that are made of the frozen ones; None: in memory.
         again: captures the same graph with the same weights once more; None where that cannot be.
+        scope: what surrounds the graph in the model that it is of.
         constness: of nodes that were asked about, whether they follow from constants alone.
             Rewrites keep values, and so keep this.
     """
@@ -55,6 +57,7 @@ class Program:
     passed: tuple[tuple[int, int], ...] | None = None
     spill: Spill | None = None
     again: Callable[[], Program] | None = None
+    scope: Scope = Scope()
     constness: dict[fx.Node, bool] = field(default_factory=dict, init=False, repr=False)
 
     @property

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,7 +38,14 @@ def print_answer(answer: Answer, as_json: bool) -> None:
         print_document(answer.document)
     else:
         width = None if sys.stdout.isatty() else _PIPED_WIDTH
-        Console(width=width).print(answer.shown, crop=False)  # a path must stay whole
+        _Console(width=width).print(answer.shown, crop=False)  # a path must stay whole
+
+
+class _Console(Console):
+    """A console whose reader may go away: rich alone would end the process with status 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def print_document(document: Mapping[str, Any]) -> None:

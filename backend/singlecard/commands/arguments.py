@@ -6,9 +6,9 @@ import argparse
 import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from singlecard.axes import Axes, axes_from_text
+from singlecard.axes import Axes, axes_from_text, nearest
 from singlecard.errors import OptionError
 from singlecard.options import Options, types_of
 from singlecard.sizes import bytes_from_text
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises, so that its errors read like all others."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Say which of the choices is nearest: argparse lists them all."""
+        choices = list(action.choices or ())
+        if choices and value not in choices:
+            what = (action.metavar if isinstance(action.metavar, str) else action.dest).lower()
+            hint = nearest(value, choices) or f"there are {', '.join(map(str, choices))} "
+            self.error(f"unknown {what} {value!r}: {hint.strip()}")
 
     def error(self, message: str) -> NoReturn:
         raise OptionError(f"{message} (see '{self.prog} --help')")

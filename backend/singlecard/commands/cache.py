@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 
+from singlecard.checking import counted
 from singlecard.commands.answer import Answer
 from singlecard.commands.arguments import (
     Parser,
@@ -230,7 +231,7 @@ def _clear(cache: Cache, given: argparse.Namespace) -> Answer:
 
 
 def _counted(count: int) -> str:
-    return f"{count} engine" if count == 1 else f"{count} engines"
+    return counted(count, "engine")
 
 
 _ACTIONS = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 
+from singlecard.checking import counted
 from singlecard.commands.answer import Answer
 from singlecard.commands.arguments import Parser, add_common, add_model
 from singlecard.commands.quiet import quiet
@@ -138,7 +139,7 @@ def _shown(document: dict[str, Any]) -> RenderableType:
     rows = [
         ("calls", str(calls), _ONE_CALL if calls == 1 else ""),
         ("method", method, ""),
-        ("tensors", str(document["tensors"]), f"read by {document['ops']} ops"),
+        ("tensors", str(document["tensors"]), f"read by {counted(document['ops'], 'op')}"),
         ("smoothed", str(document["smoothed"]), "channel by channel, into the weights"),
     ]
     if document["weights_smoothed"]:

@@ -17,10 +17,21 @@ _KNOWN_AS = {
         "aten.scaled_dot_product_attention",
         *(f"aten.{target._schema.name.partition('::')[2]}" for target in FUSED_ATTENTION),
     ),
+    "aten._native_batch_norm_legit_no_training": ("aten.batch_norm",),
     "singlecard.rms_norm": ("aten.rms_norm",),
     "singlecard.update_cache": ("aten.index_copy",),
     "singlecard.grouped_mm": ("aten._grouped_mm",),
 }
+
+
+def _public(name: str) -> str:
+    """Return what people call an op that ATen has under a name of its own.
+
+    >>> _public("aten._softmax"), _public("aten.native_layer_norm")
+    ('aten.softmax', 'aten.layer_norm')
+    """
+    space, dot, op = name.partition(".")
+    return f"{space}{dot}{op.lstrip('_').removeprefix('native_')}"
 
 
 def exclusion(ops: Sequence[str], modules: Sequence[str]) -> Callable[[fx.Node], str | None]:
@@ -34,7 +45,7 @@ def exclusion(ops: Sequence[str], modules: Sequence[str]) -> Callable[[fx.Node],
 
     def reason(node: fx.Node) -> str | None:
         name = op_name(node)
-        names = {name, str(node.target), *_KNOWN_AS.get(name, ())}
+        names = {name, str(node.target), *_KNOWN_AS.get(name, ()), _public(name)}
         for op in ops:
             if op in names:
                 return f"{name} is named in exclude_ops"

@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from singlecard.checking import counted
 from singlecard.engine.cache import Entry
 from singlecard.engine.nearest import Difference, part_title
 from singlecard.report.plan_rows import Grid, format_bytes, format_count
@@ -38,7 +39,7 @@ def entries_table(folder: Path, entries: Sequence[Entry]) -> Table:
     ]
     columns = ("engine", "targets", "built by", "kernels>", "size>", "built in>", "last used")
     total = format_bytes(sum(entry.size for entry in entries))
-    note = f"{len(entries)} engines, {total}, in {folder}"
+    note = f"{counted(len(entries), 'engine')}, {total}, in {folder}"
     return table_of(Grid("Cache", columns, tuple(rows), note))
 
 
@@ -63,7 +64,7 @@ def verified_table(folder: Path, wrong: Mapping[str, str | None]) -> Table:
     """Return one row for each engine: whole, or what is wrong with it."""
     rows = [(digest[:SHOWN_DIGITS], reason or "whole") for digest, reason in wrong.items()]
     damaged = sum(reason is not None for reason in wrong.values())
-    note = f"{len(wrong)} engines in {folder}, {damaged} damaged"
+    note = f"{counted(len(wrong), 'engine')} in {folder}, {damaged} damaged"
     if damaged:
         note += ": each is built again when it is needed, or remove all with 'cache clear'"
     return table_of(Grid("Checked", ("engine", "state"), tuple(rows), note))

@@ -12,6 +12,7 @@ from singlecard.options import Options, Span
 from singlecard.report.arguments import Arguments, arguments_of
 from singlecard.report.ranges import read_axes, to_profile
 from singlecard.report.training import check_evaluation
+from singlecard.unmatched import tell_of_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,7 @@ def enter(
     chosen = Options.parse(options)
     call = arguments_of(model, args, kwargs)
     check_evaluation(model)
+    tell_of_model(model, chosen)
     axes = read_axes(dynamic_shapes, call)
     given: dict[str, dict[int, Any]] = {}
     for span in chosen.profiles:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from singlecard.checking import counted
 from singlecard.engine.cards import Card, cards_of
 from singlecard.engine.plan_report import PlanReport
 from singlecard.report import plan_rows
@@ -94,7 +95,7 @@ def _section(report: PlanReport, cards: Sequence[Card], top: int, tf32: bool) ->
     parts = [_tiles(report), *(_grid(grid) for grid in grids if grid.rows)]
     if report.kernel_count is not None and report.kernel_count > top:
         parts.append(
-            f"<details><summary>All {report.kernel_count} kernels in order</summary>"
+            f"<details><summary>All {counted(report.kernel_count, 'kernel')} in order</summary>"
             f"{_table(plan_rows.kernels_grid(report))}</details>"
         )
     return "\n".join(parts)

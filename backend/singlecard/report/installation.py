@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from singlecard import __version__
+from singlecard.checking import counted
 from singlecard.engine.cache import Cache
 from singlecard.errors import CacheError, SinglecardError
 from singlecard.network.flavour import flavour_name, flavour_version, tensorrt
@@ -152,7 +153,7 @@ def _cache(cache: Cache) -> Finding:
         cure = "choose another folder with --cache-dir or SINGLECARD_CACHE"
         return Finding("cache", str(error), False, cure)
     size = format_bytes(sum(entry.size for entry in entries))
-    return Finding("cache", f"{cache.folder}: {len(entries)} engines, {size}")
+    return Finding("cache", f"{cache.folder}: {counted(len(entries), 'engine')}, {size}")
 
 
 def _can_make(folder: Path) -> bool:

@@ -22,7 +22,7 @@ from singlecard.errors import SinglecardError
 from singlecard.partition import Fallback
 from singlecard.report.arguments import Arguments
 from singlecard.report.ranges import mark_axes
-from singlecard.report.refusals import check_captured, refusal_of
+from singlecard.report.refusals import check_captured, inputs_of, refusal_of
 from singlecard.session import Graph, Session
 
 _serial = itertools.count(1)
@@ -87,7 +87,7 @@ def run_compiled(session: Session, call: Arguments, axes: Axes) -> Any:
 
     def backend(graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
         if not next(first):  # inputs of later graphs have other names
-            check_captured(graph, axes, call)
+            check_captured(inputs_of(graph), axes, call)
         compiled = compile_in(session, graph, examples)
 
         def run(*values: Any) -> Any:

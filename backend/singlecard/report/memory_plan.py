@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from singlecard.checking import names_from, shown
 from singlecard.engine.cards import Card
 from singlecard.errors import BuildError, OptionError, TargetError
 from singlecard.network.building import Progress
@@ -82,6 +83,8 @@ def plan_memory(
     """
     name, memory, target = memory_of_card(card)
     kept = memory_from("reserve", reserve)
+    if isinstance(precisions, str):
+        precisions = names_from("precisions", precisions)
     if not precisions:
         raise OptionError(f"no precision to plan for: name some, such as {', '.join(PRECISIONS)}")
     chosen = _options_of(options, precisions, target)
@@ -223,9 +226,11 @@ def _wanted(
 
 
 def _check_sizes(name: str, sizes: Sequence[int] | None) -> None:
+    if sizes is not None and (isinstance(sizes, str) or not isinstance(sizes, Sequence)):
+        raise OptionError(f"{name}: got {shown(sizes)}, it takes a list of integers >= 1")
     for size in sizes or ():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise OptionError(f"{name}: got {size!r}, it takes integers >= 1")
+            raise OptionError(f"{name}: got {shown(size)}, it takes integers >= 1")
 
 
 def _recommend(rows: Sequence[PlanRow]) -> Iterator[PlanRow]:

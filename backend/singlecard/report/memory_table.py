@@ -7,6 +7,7 @@ from collections.abc import Callable
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from singlecard.checking import counted
 from singlecard.report.memory_rows import LINK, MemoryPlan, PlanRow
 from singlecard.report.plan_rows import UNKNOWN, Grid, format_bytes, format_seconds
 from singlecard.report.render import table_of
@@ -112,7 +113,7 @@ def _remarks(plan: MemoryPlan) -> list[str]:
         remarks.append(_FROM_CONFIG)
     left = max((row.footprint.left_ops for row in plan.rows if row.footprint), default=0)
     if left:
-        remarks.append(f"{left} ops stay in PyTorch.")
+        remarks.append(f"{counted(left, 'op')} {'stays' if left == 1 else 'stay'} in PyTorch.")
     if any(row.fits is None for row in plan.rows):
         remarks.append(_NOT_TOLD)
     remarks.append(_NOT_COUNTED)

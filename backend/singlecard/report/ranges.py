@@ -115,7 +115,7 @@ class _Reader:
             return
         if len(nests) > len(values):
             count = f"{len(call.args)}" + (f" and kwargs {len(call.kwargs)}" * bool(call.kwargs))
-            raise OptionError(f"{self.what} has {len(nests)} entries, args {count}")
+            raise OptionError(f"{self.what} has {_entries(nests)}, args {count}")
         for (path, value), nest in zip(values, nests, strict=False):
             self.nest(nest, value, path)
 
@@ -161,7 +161,7 @@ class _Reader:
         keys = [key for key, _ in parts_of(value) or ()]
         if isinstance(nest, (list, tuple)):
             if len(nest) > len(keys):
-                raise OptionError(f"{self.what} has {len(nest)} entries, {name} {len(keys)}")
+                raise OptionError(f"{self.what} has {_entries(nest)}, {name} {len(keys)}")
             yield from zip(keys, nest, strict=False)
         elif dataclasses.is_dataclass(nest) and type(nest) is type(value):
             yield from parts_of(nest) or ()
@@ -268,6 +268,10 @@ class _Reader:
             f"{self.what} names {shown(key)}, which is not among the arguments ({given}): "
             f"{hint or 'write one of these, or the place of an argument'}".rstrip()
         )
+
+
+def _entries(nests: Sequence[Any]) -> str:
+    return f"{len(nests)} {'entry' if len(nests) == 1 else 'entries'}"
 
 
 def _is_nest(value: Any) -> bool:

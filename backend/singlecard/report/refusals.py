@@ -8,7 +8,7 @@ before.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import sympy
@@ -26,14 +26,19 @@ _CONSTANT = re.compile(
 )
 
 
-def check_captured(graph: fx.GraphModule, axes: Axes, call: Arguments) -> None:
-    """Compare the sizes of Dynamo's first graph of a call with the ranges asked for.
+def check_captured(inputs: Iterable[tuple[str, torch.Tensor]], axes: Axes, call: Arguments) -> None:
+    """Compare the sizes that a model was captured with, and the ranges asked for.
+
+    Args:
+        inputs: fake tensors by path.
+        axes: the ranges.
+        call: what was captured.
 
     Raises:
         OptionError: a size does not vary, not that far, or not by itself.
     """
     same: dict[Any, tuple[str, Range]] = {}
-    for path, tensor in _inputs(graph):
+    for path, tensor in inputs:
         for axis, item in axes.get(path, {}).items():
             if axis == NUMBER or item.optional or axis >= tensor.ndim:
                 continue
@@ -51,7 +56,8 @@ def check_captured(graph: fx.GraphModule, axes: Axes, call: Arguments) -> None:
                 )
 
 
-def _inputs(graph: fx.GraphModule) -> Iterator[tuple[str, torch.Tensor]]:
+def inputs_of(graph: fx.GraphModule) -> Iterator[tuple[str, torch.Tensor]]:
+    """Give the inputs of Dynamo's first graph of a call, by path."""
     for node in graph.graph.find_nodes(op="placeholder"):
         value, source = node.meta.get("example_value"), source_of(node)
         if isinstance(value, torch.Tensor) and source and not is_of_module(source):

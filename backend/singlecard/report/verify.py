@@ -23,6 +23,7 @@ from singlecard.report.guards import guard_dicts
 from singlecard.report.measure import run_compiled
 from singlecard.report.quantized import placement_dict
 from singlecard.session import Session
+from singlecard.unmatched import tell_of_all
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,9 @@ def compile_model(
     started = time.perf_counter()
     outputs = run_compiled(session, entrance.call.copied(), entrance.axes)
     total = time.perf_counter() - started
+    if len(session.graphs) > 1:
+        captured = [graph.unmatched for graph in session.graphs if graph.partition is not None]
+        tell_of_all(captured, session.options)
     timings = dict(session.timings)
     timings["total"] = total
     return Compiled(
