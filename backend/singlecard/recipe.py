@@ -19,7 +19,7 @@ import torch
 from singlecard.capture.layouts import Layout
 from singlecard.capture.plain import NotPlain, from_plain, function_name, function_named, to_plain
 from singlecard.capture.results import Result, View
-from singlecard.lowering.lower import Profile
+from singlecard.lowering.lower import Extent, Profile
 from singlecard.network.flavour import flavour_name, flavour_version
 from singlecard.options import Options
 from singlecard.runtime.binding import Binding
@@ -172,7 +172,10 @@ def wiring_from_plain(held: Any) -> Wiring:
 def binding_to_plain(binding: Binding) -> dict[str, Any]:
     return {
         "tensors": list(binding.tensors),
-        "extents": dict(binding.extents),
+        "extents": {name: [item.place, item.less] for name, item in binding.extents.items()},
+        "operands": {
+            name: [place, to_plain(dtype)] for name, (place, dtype) in binding.operands.items()
+        },
         "outputs": binding.outputs,
         "in_place": [list(pair) for pair in binding.in_place.items()],
         "profiles": {
@@ -180,13 +183,14 @@ def binding_to_plain(binding: Binding) -> dict[str, Any]:
             for name, span in binding.profiles.items()
         },
         "device": str(binding.device),
+        "on_host": list(binding.on_host),
     }
 
 
 def binding_from_plain(held: Any) -> Binding:
     return Binding(
         tuple(map(int, held["tensors"])),
-        {str(name): int(place) for name, place in held["extents"].items()},
+        {str(name): Extent(int(at), int(less)) for name, (at, less) in held["extents"].items()},
         int(held["outputs"]),
         {int(output): int(place) for output, place in held["in_place"]},
         {
@@ -194,6 +198,11 @@ def binding_from_plain(held: Any) -> Binding:
             for name, shapes in held["profiles"].items()
         },
         torch.device(held["device"]),
+        {
+            str(name): (int(place), from_plain(dtype))
+            for name, (place, dtype) in held["operands"].items()
+        },
+        tuple(map(int, held["on_host"])),
     )
 
 

@@ -21,13 +21,13 @@ from singlecard.engine.build import Engine, find_engine, get_engine, key_parts, 
 from singlecard.engine.cache import StoreError, default_folder
 from singlecard.engine.memory import recall, remember
 from singlecard.engine.remote import RemoteTier
-from singlecard.errors import LoweringError, RuntimeFailure
+from singlecard.errors import BuildError, LoweringError, RuntimeFailure
 from singlecard.faults import BAD_INPUT, reason_of
 from singlecard.lowering.call import op_name
 from singlecard.lowering.cards import target_refusal
 from singlecard.lowering.guards import Guard, guards_of
 from singlecard.lowering.lower import Lowered, NodeRefused, lower
-from singlecard.network.building import Progress
+from singlecard.network.building import Progress, RangeRefused
 from singlecard.observe.topics import topic
 from singlecard.options import QUANTIZED, Options
 from singlecard.partition import Fallback, Partition, Segment, beginning_of, divide, is_counted
@@ -44,6 +44,9 @@ from singlecard.runtime.ranged import in_range
 from singlecard.runtime.runners import Runner, pytorch_runner, reference_runner
 from singlecard.runtime.torch_tensorrt import TorchTensorRTRunner, describe
 from singlecard.unmatched import tell_unmatched, unmatched_names
+
+#: Shares of a range that TensorRT refused, around the sizes at hand, that are tried instead.
+_NARROWER = (0.5, 0.0)
 
 
 @dataclass
@@ -249,6 +252,11 @@ class Session(Choosing):
                 engine = self._engine(lowered, segment)
             except (_Refused, *BAD_INPUT):
                 raise
+            except RangeRefused as error:
+                narrow = self._built_at_hand(program, segment, spans, error)
+                if narrow is None:
+                    raise self._isolate(program, segment, lowered, error, spans, budget) from error
+                lowered, engine = narrow
             except Exception as error:
                 raise self._isolate(program, segment, lowered, error, spans, budget) from error
         binding = binding_of(lowered, segment)
@@ -272,6 +280,25 @@ class Session(Choosing):
         # What runs the engine holds it: who only builds lets go.
         kept = None if engine is None else dataclasses.replace(engine, entry=None)
         return _Prepared(made, kept, binding)
+
+    def _built_at_hand(
+        self,
+        program: Program,
+        segment: Segment,
+        spans: Mapping[sympy.Symbol, Triple],
+        error: RangeRefused,
+    ) -> tuple[Lowered, Engine] | None:
+        """Build a segment for sizes around those at hand; None where these do not build either."""
+        for around in _NARROWER:
+            with contextlib.suppress(_Refused, LoweringError, BuildError):
+                with self.timed("lowering"):
+                    lowered = lower(program, segment, spans, around=around)
+                engine = self._engine(lowered, segment)
+                topic("partition").warning(
+                    "%s: this part is built for sizes around those at hand alone", error
+                )
+                return lowered, engine
+        return None
 
     def _engine_runner(
         self, engine: Engine, binding: Binding, segment: Segment

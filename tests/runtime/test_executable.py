@@ -10,7 +10,7 @@ import torch
 
 from singlecard.capture.results import Result
 from singlecard.errors import RuntimeFailure
-from singlecard.lowering.lower import Profile, input_name
+from singlecard.lowering.lower import Extent, Profile, input_name
 from singlecard.runtime.binding import Binding, feeds_of, tensors_of
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.frozen import Frozen
@@ -104,7 +104,7 @@ def test_two_results_never_share_memory() -> None:
 def _ranged() -> Binding:
     return Binding(
         (0,),
-        {"size_0": 1},
+        {"size_0": Extent(1)},
         1,
         {},
         {

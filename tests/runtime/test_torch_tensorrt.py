@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from singlecard.errors import OptionError, RuntimeFailure
+from singlecard.lowering.lower import Extent
 from singlecard.network.flavour import flavour_name, flavour_version
 from singlecard.runtime.binding import Binding
 from singlecard.runtime.torch_tensorrt import TorchTensorRTRunner, describe
@@ -97,7 +98,7 @@ def plan(tmp_path: Path) -> Path:
 
 def _binding(
     tensors: Sequence[int] = (0,),
-    extents: dict[str, int] | None = None,
+    extents: dict[str, Extent] | None = None,
     outputs: int = 1,
     in_place: dict[int, int] | None = None,
 ) -> Binding:
@@ -128,7 +129,7 @@ def test_one_output_is_a_list_as_well(library: ModuleType, plan: Path) -> None:
 
 def test_a_number_is_given_by_a_length(library: ModuleType, plan: Path) -> None:
     """An engine takes numbers as lengths: without them a dynamic model gets wrong shapes."""
-    runner = TorchTensorRTRunner(plan, _binding([1], {"size": 0}))
+    runner = TorchTensorRTRunner(plan, _binding([1], {"size": Extent(0)}))
     (result,) = _run(runner, [9, torch.ones(4)])
     assert result.tolist() == [13]
 

@@ -33,9 +33,10 @@ from singlecard.capture.aot import capture
 from singlecard.capture.program import Program
 from singlecard.capture.scope import Scope, paths_of
 from singlecard.capture.spans import Triple, symbols_of
+from singlecard.capture.symbols import expression
 from singlecard.collection import collection_paused
 from singlecard.errors import ArtifactError, CaptureError, SinglecardError
-from singlecard.lowering.sizes import UNBOUNDED, expression
+from singlecard.lowering.ranges import UNBOUNDED
 from singlecard.network.building import Progress
 from singlecard.options import Options
 from singlecard.partition import Segment

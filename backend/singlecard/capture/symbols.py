@@ -134,6 +134,42 @@ def _strides(value: Any) -> tuple[Any, ...]:
     return tuple(value.stride()) if is_plain else ()
 
 
+#: Key of a node's metadata: it is a single number on the host, worked out from Python's floats.
+ON_HOST = "on_host"
+
+
+def note_host_numbers(graph: fx.Graph) -> None:
+    """Note the single numbers that follow from floats of the caller's, and from nothing else.
+
+    Dynamo hands a float over as a float64 tensor without dimensions, on the host, and computes with
+    it in float64 up to where a tensor takes it. TensorRT has no float64; the host has.
+    """
+    on_host: set[fx.Node] = set()
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or value.ndim or value.device.type != "cpu":
+            continue
+        if node.op == "placeholder" and value.dtype == torch.float64:
+            on_host.add(node)
+        elif isinstance(node.target, torch._ops.OpOverload) and not node.kwargs:
+            given = set(filter(_is_given, node.all_input_nodes))
+            if given and given <= on_host:
+                on_host.add(node)
+                node.meta[ON_HOST] = True
+
+
+def _is_given(node: fx.Node) -> bool:
+    """Tell whether a value is neither a size nor a single number of the model's."""
+    value = node.meta.get("val")
+    single = node.op == "get_attr" and isinstance(value, torch.Tensor) and not value.ndim
+    return not is_number(value) and not single
+
+
+def is_host_value(node: fx.Node) -> bool:
+    """Tell whether the host works a node out: it is a number that no tensor is needed for."""
+    return is_number(node.meta.get("val")) or ON_HOST in node.meta
+
+
 class SizeNodes:
     """The nodes of a graph that have the values of symbols, and those that follow from them."""
 

@@ -28,7 +28,11 @@ def _numbers(target: torch._ops.OpOverload) -> tuple[str, ...]:
     if torch.Tag.pointwise not in target.tags:
         return ()
     kinds = ("NumberType", "TensorType")
-    return tuple(arg.name for arg in target._schema.arguments if arg.type.kind() in kinds)
+    return tuple(arg.name for arg in target._schema.arguments if _kind(arg.type) in kinds)
+
+
+def _kind(kind: Any) -> str:
+    return str((kind.getElementType() if kind.kind() == "OptionalType" else kind).kind())
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

@@ -34,6 +34,7 @@ class Declaration:
     family: str
     takes: frozenset[torch.dtype] = frozenset()
     gives: frozenset[torch.dtype] = frozenset()
+    operands: tuple[str, ...] = ()
 
     @property
     def note(self) -> str:
@@ -46,6 +47,20 @@ def accepts(*conditions: Condition) -> Callable[[Lowering], Lowering]:
 
     def attach(function: Lowering) -> Lowering:
         function.__dict__["conditions"] = conditions
+        return function
+
+    return attach
+
+
+def computes_with(*names: str) -> Callable[[Lowering], Lowering]:
+    """Name arguments that are operands: symbolic numbers among them are tensors, of any sign.
+
+    Other symbolic numbers are sizes, which TensorRT takes from shapes alone. The operands of
+    pointwise ops need no naming.
+    """
+
+    def attach(function: Lowering) -> Lowering:
+        function.__dict__["operands"] = names
         return function
 
     return attach
@@ -64,6 +79,7 @@ def lowers(
             function.__module__.rpartition(".")[2],
             frozenset(takes),
             frozenset(gives),
+            function.__dict__.get("operands", ()),
         )
         function.__dict__.setdefault("declarations", []).append(declaration)
         return function

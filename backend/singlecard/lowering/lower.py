@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
@@ -17,14 +17,16 @@ from singlecard.capture import ops
 from singlecard.capture.program import Program, module_path
 from singlecard.capture.quantized import dequantize
 from singlecard.capture.spans import Triple
+from singlecard.capture.symbols import expression, is_number, symbols_in
 from singlecard.errors import LoweringError
 from singlecard.faults import reason_of
 from singlecard.lowering.call import Call, op_name
 from singlecard.lowering.outputs import used_entries
-from singlecard.lowering.sizes import Sizes, expression
+from singlecard.lowering.ranges import choose_ranges, ranges_around
+from singlecard.lowering.sizes import Sizes
 from singlecard.lowering.table import table
 from singlecard.network.net import Net
-from singlecard.network.tensor import Tensor
+from singlecard.network.tensor import Size, Tensor
 from singlecard.network.types import BYTES
 from singlecard.partition import Segment
 
@@ -46,6 +48,19 @@ class Profile:
     largest: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Extent:
+    """A number that a network reads from the length of an input, which holds nothing.
+
+    Attributes:
+        place: of the number among the segment's inputs.
+        less: the length is the number less this: what is negative has no length.
+    """
+
+    place: int
+    less: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Lowered:
     """A network ready to build.
@@ -55,8 +70,9 @@ class Lowered:
         inputs: for each network input, its node in the Program.
         outputs: for each network output, its node.
         profiles: the range of each dynamic input, by input name.
-        extents: for each network input that stands for a number, by its length alone, the number's
-            place among the segment's inputs.
+        extents: for each network input that stands for a number by its length alone, see `Extent`.
+        operands: for each network input that holds a number, the number's place among the segment's
+            inputs, and the input's type.
         in_place: for each output that lies in an input's memory, its place and the input's.
         layers: for each node, the place behind the last of the network's layers made for it.
     """
@@ -66,8 +82,9 @@ class Lowered:
     outputs: tuple[fx.Node, ...]
     profiles: dict[str, Profile]
     in_place: dict[int, int]
-    extents: dict[str, int]
+    extents: dict[str, Extent]
     layers: tuple[tuple[fx.Node, int], ...] = ()
+    operands: dict[str, tuple[int, torch.dtype]] = field(default_factory=dict)
 
     def makers_by_layer(self) -> dict[str, fx.Node]:
         """Return for the name of each layer the node that it was made for."""
@@ -92,12 +109,17 @@ def extent_name(place: int) -> str:
     return f"extent_{place}"
 
 
+def operand_name(place: int) -> str:
+    return f"operand_{place}"
+
+
 def lower(
     program: Program,
     segment: Segment,
     spans: Mapping[sympy.Symbol, Triple] | None = None,
     *,
     usual: bool = False,
+    around: float | None = None,
 ) -> Lowered:
     """Make the network of a segment.
 
@@ -106,16 +128,17 @@ def lower(
         segment: one of its segments.
         spans: the ranges that the user gave sizes.
         usual: make the network for the usual sizes alone, so that its plan tells all bytes.
+        around: narrow the ranges to this share of the ways from the example's sizes to their ends.
 
     Raises:
         NodeRefused: names the op, with TensorRT's own words.
+        LoweringError: no sizes in the ranges meet what the model asks of them.
     """
     net = Net()
     values: dict[fx.Node, Any] = {}
     tensors = [node for node in segment.inputs if isinstance(node.meta["val"], torch.Tensor)]
-    sizes = Sizes(net, spans or {})
+    sizes = Sizes(net, _ranges(program, segment, spans or {}, around))
     net.size_of = sizes.of
-    sizes.limits = _limits(segment)
     profiles: dict[str, Profile] = {}
     if usual:
         for node in segment.inputs:
@@ -132,11 +155,17 @@ def lower(
         sizes.learn(fake.shape, values[node])
         if -1 in shape:
             profiles[input_name(index)] = Profile(*sizes.ranges(fake.shape))
-    extents: dict[str, int] = {}
+    extents: dict[str, Extent] = {}
+    operands: dict[str, tuple[int, torch.dtype]] = {}
     for place, node in enumerate(segment.inputs):
-        if isinstance(node.meta["val"], torch.SymInt):
-            make = functools.partial(_extent, net, sizes, profiles, extents, place, node)
-            sizes.given.setdefault(expression(node.meta["val"]), make)
+        value = node.meta["val"]
+        if isinstance(value, torch.SymInt):
+            make = functools.partial(_extent, net, sizes, profiles, extents, place, value)
+            sizes.extents.setdefault(expression(value), make)
+        if isinstance(value, (torch.SymInt, torch.SymFloat)):
+            kind = torch.int64 if isinstance(value, torch.SymInt) else torch.float32
+            take = functools.partial(_operand, net, operands, place, kind)
+            sizes.operands.setdefault(value.node.expr, take)
     layers: list[tuple[fx.Node, int]] = []
     for node in tensors:
         if node.meta["val"].dtype in BYTES:
@@ -148,7 +177,7 @@ def lower(
             layers.append((node, net.definition.num_layers))
     finally:  # no collector may come by for long: a network goes when nobody holds it
         net.forget_op()
-        sizes.given.clear()
+        sizes.forget()
     outputs = tuple(segment.outputs)
     for index, node in enumerate(outputs):
         with _refusing(node), net.scope(f"{module_path(node)}/output"):
@@ -161,7 +190,9 @@ def lower(
         for index, node in enumerate(outputs)
         if node.target == ops.update_cache
     }
-    return Lowered(net, tuple(tensors), outputs, profiles, in_place, extents, tuple(layers))
+    return Lowered(
+        net, tuple(tensors), outputs, profiles, in_place, extents, tuple(layers), operands
+    )
 
 
 @contextmanager
@@ -171,6 +202,43 @@ def _refusing(node: fx.Node) -> Iterator[None]:
         yield
     except Exception as error:
         raise NodeRefused(node, reason_of(error, f"lowering {op_name(node)}")) from error
+
+
+def _ranges(
+    program: Program,
+    segment: Segment,
+    spans: Mapping[sympy.Symbol, Triple],
+    around: float | None,
+) -> dict[sympy.Symbol, Triple]:
+    """Choose the ranges of all sizes that a segment is given."""
+    given = [node.meta["val"] for node in segment.inputs]
+    values = [value for value in given if isinstance(value, (torch.Tensor, torch.SymInt))]
+    symbols = set(symbols_in(values))
+    if not symbols:
+        return {}
+    sizes = (
+        size
+        for value in values
+        for size in (value.shape if isinstance(value, torch.Tensor) else [value])
+    )
+    environment = next(size.node.shape_env for size in sizes if is_number(size))
+    numbers = symbols - set(_extents_of(program)) - set(symbols_in([*_tensors(given)]))
+    ranges = choose_ranges(symbols, environment, spans, _limits(segment), numbers)
+    if around is None:
+        return ranges
+    narrowed = ranges_around(ranges, environment, around)
+    if narrowed is None:
+        raise LoweringError("the sizes at hand are outside of the ranges")
+    return narrowed
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    return (value for value in values if isinstance(value, torch.Tensor))
+
+
+def _extents_of(program: Program) -> Iterator[sympy.Symbol]:
+    """Yield the symbols that are extents of the tensors that a Program is called with."""
+    yield from symbols_in([*_tensors(node.meta.get("val") for node in program.placeholders)])
 
 
 def _limits(segment: Segment) -> dict[sympy.Symbol, int]:
@@ -189,15 +257,27 @@ def _extent(
     net: Net,
     sizes: Sizes,
     profiles: dict[str, Profile],
-    extents: dict[str, int],
+    extents: dict[str, Extent],
     place: int,
-    node: fx.Node,
-) -> Tensor:
+    number: torch.SymInt,
+) -> Size:
     """Add an input whose length is a number that no tensor has as its extent; it holds nothing."""
-    name = extent_name(place)
-    tensor = net.input(name, torch.bool, [-1])
-    profiles[name], extents[name] = Profile(*sizes.ranges([node.meta["val"]])), place
-    return tensor
+    name, span = extent_name(place), sizes.range(number)
+    tensor, less = net.input(name, torch.bool, [-1]), min(span[0], 0)
+    profiles[name] = Profile(*((value - less,) for value in span))
+    extents[name] = Extent(place, less)
+    return net.size_math("SUM", net.size(tensor, 0), less)
+
+
+def _operand(
+    net: Net,
+    operands: dict[str, tuple[int, torch.dtype]],
+    place: int,
+    kind: torch.dtype,
+) -> Tensor:
+    """Add an input that holds a number that the caller gives."""
+    operands[operand_name(place)] = place, kind
+    return net.input(operand_name(place), kind, [1])
 
 
 def _lower_node(
@@ -226,10 +306,13 @@ def _lower_node(
             codes = program.constant(given["codes"])
             assert codes is not None
             given["codes"] = net.constant_int4(codes)
+        for name in (*call.numbers, *table()[node.target].operands):
+            if is_number(call.values[name]):
+                number = sizes.operand(call.values[name])
+                if isinstance(number, Tensor):  # a number has no dimensions
+                    number = net.reshape(number, [])
+                given[name] = number
         arguments = {name: _map(arg, value_of) for name, arg in given.items()}
-        for name in call.numbers:
-            if isinstance(arguments[name], Tensor) and isinstance(call.values[name], torch.SymInt):
-                arguments[name] = net.reshape(arguments[name], [])  # a number has no dimensions
         net.given, net.result, net.used = call.values, call.result, frozenset(used_entries(call))
         result = table()[node.target].lower(net, *arguments.values())
     _check(node, result)

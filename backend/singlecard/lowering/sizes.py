@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sympy
 import torch
-from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod, ToFloat, TruncToInt
+from torch.utils._sympy.functions import (
+    CeilToInt,
+    FloorDiv,
+    FloorToInt,
+    IntTrueDiv,
+    Max,
+    Min,
+    Mod,
+    PowByNatural,
+    PythonMod,
+    ToFloat,
+    TruncToInt,
+)
 
 from singlecard.capture.spans import Triple
+from singlecard.capture.symbols import Linear, expression, is_number
 from singlecard.errors import LoweringError
+from singlecard.lowering.ranges import UNBOUNDED
 from singlecard.network.net import Net
 from singlecard.network.tensor import Size, Tensor
-
-#: Largest extent of a dynamic dimension whose range PyTorch does not bound.
-UNBOUNDED = 4096
 
 #: Largest denominator of a factor: such factors and their products with sizes are exact.
 _FINEST = 1 << 10
@@ -32,39 +42,63 @@ _OPERATIONS: dict[Any, str] = {
     sympy.Max: "MAX",
 }
 
-
-def expression(size: Any) -> sympy.Expr:
-    """Return the sympy expression of a size."""
-    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+#: Makes an input of a network that has a number, when it is needed.
+Make = Callable[[], Tensor]
 
 
 class Sizes:
-    """Knows which input extent each symbol is, and lowers expressions over them."""
+    """Knows which input extent each symbol is, and lowers expressions over them.
 
-    def __init__(self, net: Net, spans: Mapping[sympy.Symbol, Triple]) -> None:
-        self.net, self.spans = net, spans
-        self.symbols: dict[sympy.Symbol, tuple[Tensor, int]] = {}
+    A number that the caller gives is needed as an extent, which TensorRT takes from shapes alone,
+    or as an operand, which may be any number. The two ways are kept apart.
+    """
+
+    def __init__(self, net: Net, ranges: Mapping[sympy.Symbol, Triple]) -> None:
+        """Prepare.
+
+        Args:
+            net: the network.
+            ranges: smallest, usual and largest value of each symbol.
+        """
+        self.net, self.spans = net, ranges
+        self.symbols: dict[sympy.Symbol, Callable[[], Size]] = {}
         self.known: dict[sympy.Expr, Size] = {}
-        #: Largest values of symbols whose end PyTorch does not know.
-        self.limits: dict[sympy.Symbol, int] = {}
-        #: Numbers that the caller hands over, and what makes an input of one when it is needed.
-        self.given: dict[sympy.Expr, Callable[[], Tensor]] = {}
+        #: Numbers that the caller hands over: what makes an extent of one, and an operand.
+        self.extents: dict[sympy.Expr, Callable[[], Size]] = {}
+        self.operands: dict[sympy.Expr, Make] = {}
+        self._operands: dict[sympy.Expr, Tensor] = {}
 
     def learn(self, shape: Sequence[Any], tensor: Tensor) -> None:
         """Note that ``tensor``, a network input, has this symbolic shape."""
+        later: dict[sympy.Symbol, Callable[[], Size]] = {}
         for axis, size in enumerate(shape):
             expr = expression(size)
-            if isinstance(expr, sympy.Symbol):
-                self.symbols.setdefault(expr, (tensor, axis))
-            elif not expr.is_Integer:
-                self.known[expr] = self.net.size(tensor, axis)
+            linear = Linear.of(expr)
+            if linear is None or not linear.is_symbol:
+                if not expr.is_Integer:
+                    self.known[expr] = self.net.size(tensor, axis)
+                if linear is not None and linear.factor > 0:
+                    later.setdefault(linear.symbol, functools.partial(self._solve, linear, expr))
+            else:
+                read = functools.partial(self.net.size, tensor, axis)
+                self.symbols.setdefault(linear.symbol, read)
+        self.symbols = later | self.symbols
+
+    def forget(self) -> None:
+        """Let go of the network."""
+        for held in (self.symbols, self.known, self.extents, self.operands, self._operands):
+            held.clear()
+
+    def _solve(self, linear: Linear, expr: sympy.Expr) -> Size:
+        less = self.net.size_math("SUB", self.known[expr], linear.rest)
+        return self.net.size_math("FLOOR_DIV", less, linear.factor)
 
     def settle(self, shape: Sequence[Any]) -> None:
         """Take the symbols of a shape as their usual values from now on."""
         for size in shape:
-            expr = expression(size) if isinstance(size, torch.SymInt) else sympy.Integer(1)
-            for symbol in expr.free_symbols:
-                self.known[symbol] = self._triple(size.node.shape_env, symbol)[1]
+            if isinstance(size, torch.SymInt):
+                for symbol in size.node.expr.free_symbols:
+                    self.known[symbol] = self.spans[symbol][1]
 
     def of(self, size: Any) -> Size:
         """Return a size as an int, or as a one-element int64 tensor.
@@ -78,13 +112,30 @@ class Sizes:
             raise LoweringError(f"{size} is not a size that an engine can compute")
         return self.lower(size.node.expr)
 
+    def operand(self, number: Any) -> Any:
+        """Return a number that an op computes with: itself, or a one-element tensor.
+
+        Raises:
+            LoweringError: it follows from nothing that the network is given.
+        """
+        if not is_number(number):
+            return number
+        expr = number.node.expr
+        if expr.free_symbols <= self.symbols.keys() | self.known.keys():
+            return self.of(number)
+        if expr in self.operands:
+            if expr not in self._operands:
+                self._operands[expr] = self.operands[expr]()
+            return self._operands[expr]
+        raise LoweringError(f"the number {expr} is none that the engine is given")
+
     def lower(self, expr: sympy.Expr) -> Size:
         if expr.is_Integer:
             return int(expr)
         if expr not in self.known:
             follows = expr.free_symbols <= self.symbols.keys()
-            if expr in self.given and not follows:
-                self.known[expr] = self.net.size(self.given[expr](), 0)
+            if expr in self.extents and not follows:
+                self.known[expr] = self.extents[expr]()
             else:
                 self.known[expr] = self._lower(expr)
         return self.known[expr]
@@ -93,16 +144,25 @@ class Sizes:
         if isinstance(expr, sympy.Symbol):
             if expr not in self.symbols:
                 raise LoweringError(f"the size {expr} is not the extent of any engine input")
-            return self.net.size(*self.symbols[expr])
-        if isinstance(expr, sympy.Pow) and expr.exp.is_Integer and expr.exp > 0:
-            return self._combine("PROD", [self.lower(expr.base)] * int(expr.exp))
+            return self.symbols[expr]()
+        if isinstance(expr, (sympy.Pow, PowByNatural)) and expr.args[1].is_Integer:
+            base, times = expr.args
+            if times > 0:
+                return self._combine("PROD", [self.lower(base)] * int(times))
         if isinstance(expr, (Mod, PythonMod)):
             a, b = (self.lower(arg) for arg in expr.args)
             whole = self._combine("FLOOR_DIV", [a, b])
             return self._combine("SUB", [a, self._combine("PROD", [whole, b])])
-        if isinstance(expr, TruncToInt):
+        if isinstance(expr, (FloorToInt, CeilToInt)) and isinstance(expr.args[0], IntTrueDiv):
+            a, b = (self.lower(arg) for arg in expr.args[0].args)
+            if isinstance(expr, CeilToInt):
+                a = self._combine("SUM", [a, self._combine("SUB", [b, 1])])
+            return self._combine("FLOOR_DIV", [a, b])
+        if isinstance(expr, (TruncToInt, FloorToInt)):
             return self._scaled(expr)
-        operation = _OPERATIONS.get(type(expr))
+        operation = next(
+            (_OPERATIONS[kind] for kind in type(expr).__mro__ if kind in _OPERATIONS), None
+        )
         if operation is None:
             raise LoweringError(f"the size {expr} has no TensorRT lowering")
         return self._combine(operation, [self.lower(arg) for arg in expr.args])
@@ -123,45 +183,30 @@ class Sizes:
         self, shape: Sequence[Any]
     ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Return the smallest, the usual and the largest shape that a symbolic one can take."""
-        triples = [self._range(size) for size in shape]
+        triples = [self.range(size) for size in shape]
         smallest, usual, largest = zip(*triples, strict=True)
         return smallest, usual, largest
 
-    def _range(self, size: Any) -> Triple:
+    def range(self, size: Any) -> Triple:
+        """Return the smallest, the usual and the largest value of a size."""
         if isinstance(size, int):
             return size, size, size
-        environment, expr = size.node.shape_env, size.node.expr
-        triples = {symbol: self._triple(environment, symbol) for symbol in expr.free_symbols}
-        values = [
-            int(expr.xreplace({symbol: triple[at] for symbol, triple in triples.items()}))
+        expr = size.node.expr
+        ends = [
+            {symbol: sympy.Integer(self.spans[symbol][at]) for symbol in expr.free_symbols}
             for at in range(3)
         ]
-        low, high = min(values), max(values)
-        if not isinstance(expr, sympy.Symbol) and not self.spans.keys() & expr.free_symbols:
-            bounds = environment.bound_sympy(expr)  # a size may fall where a symbol rises
-            low = min(low, max(1, int(bounds.lower)))
-            high = max(high, int(bounds.upper)) if bounds.upper < UNBOUNDED else high
-        return low, min(max(values[1], low), high), high
-
-    def _triple(self, environment: Any, symbol: sympy.Symbol) -> Triple:
-        limit = self.limits.get(symbol, UNBOUNDED)
-        if symbol in self.spans:  # what the user gave stands, but for what fits into no cache
-            low, usual, high = self.spans[symbol]
-            limit = max(low, self.limits.get(symbol, high))
-            return low, min(usual, limit), min(high, limit)
-        return _known_range(environment, symbol, limit)
-
-
-def _known_range(environment: Any, symbol: sympy.Symbol, limit: int) -> Triple:
-    """Return what PyTorch knows of a size, and what we know, ``limit``.
-
-    What is usual does not depend on the example, so that any example finds the same engine.
-    """
-    bounds = environment.bound_sympy(symbol)
-    low = max(1, int(bounds.lower))
-    high = int(bounds.upper) if bounds.upper < limit else limit
-    examples = getattr(environment, "backed_var_to_val", None) or environment.var_to_val
-    hint = int(examples.get(symbol, 0))
-    while high < hint:
-        high *= 2
-    return low, min(max(round(math.sqrt(low * high)), low), high), high
+        smallest, usual, largest = (int(expr.xreplace(end)) for end in ends)
+        low, high = min(smallest, usual, largest), max(smallest, usual, largest)
+        # A size that falls where a symbol rises takes other values between the ends too.
+        rises = all(
+            expr.xreplace({**ends[0], symbol: ends[2][symbol]}) >= smallest
+            for symbol in expr.free_symbols
+        )
+        if not rises:
+            bounds = size.node.shape_env.bound_sympy(expr)
+            if bounds.lower > -UNBOUNDED:
+                low = min(low, max(1, int(bounds.lower)))
+            if bounds.upper < UNBOUNDED:
+                high = max(high, int(bounds.upper))
+        return low, min(max(usual, low), high), high

@@ -13,6 +13,14 @@ from singlecard.network.net import Net
 from singlecard.network.timings import Timings, TimingStore
 from singlecard.network.versions import set_targets
 
+#: What TensorRT says where a network does not go together with an end of its profile (1.7.1:
+#: "kOPT values for profile 0 violate shape constraints: ...").
+_OF_RANGES = "violate shape constraints"
+
+
+class RangeRefused(BuildError):
+    """A network cannot have the sizes of its profile."""
+
 
 class Ranged(Protocol):
     """The range of a dynamic input."""
@@ -124,6 +132,7 @@ def build_plan(
         timings: where timings of kernels are kept, for a builder that measures them.
 
     Raises:
+        RangeRefused: the network cannot have these ranges.
         BuildError: TensorRT refused, with its own words.
         OSError: the file could not be written.
     """
@@ -155,7 +164,9 @@ def build_plan(
     if writer.error:
         raise writer.error
     if not done:
-        raise BuildError(f"TensorRT could not build the network: {net.messages.last_problem()}")
+        problem = net.messages.last_problem()
+        kind = RangeRefused if _OF_RANGES in problem else BuildError
+        raise kind(f"TensorRT could not build the network: {problem}")
     if timed is not None:
         timed.save()
     return net.messages.entries[first:]

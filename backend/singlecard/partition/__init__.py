@@ -11,7 +11,13 @@ from torch import fx
 
 from singlecard.capture.layouts import symbols_promised
 from singlecard.capture.program import Program, source_line
-from singlecard.capture.symbols import SizeNodes, is_number, symbols_in
+from singlecard.capture.symbols import (
+    SizeNodes,
+    is_host_value,
+    is_number,
+    note_host_numbers,
+    symbols_in,
+)
 from singlecard.lowering.call import op_name
 from singlecard.partition.islands import VIEWS, is_worth_its_call
 
@@ -51,7 +57,8 @@ def is_counted(node: fx.Node) -> bool:
 
 
 def _is_size(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool, int))
+    """Tell whether the host works a value out: a size, or a number that follows from floats."""
+    return isinstance(node.meta.get("val"), int) or is_host_value(node)
 
 
 def divide(
@@ -65,6 +72,7 @@ def divide(
     ``min_block_size`` go back to PyTorch; without it, those that are not worth their call.
     """
     reasons: dict[fx.Node, str] = {}
+    note_host_numbers(program.graph)
     for node in program.calls():
         if node.target is not operator.getitem and not _is_size(node):
             reason = refusal(node)

@@ -17,7 +17,7 @@ from torch.export import Dim
 from singlecard.axes import FORMS, NUMBER, Axes, Range, axes_from_text, nearest, range_from
 from singlecard.checking import shown
 from singlecard.errors import OptionError
-from singlecard.lowering.sizes import UNBOUNDED
+from singlecard.lowering.ranges import UNBOUNDED
 from singlecard.options import Span
 from singlecard.report.arguments import Arguments, kind_of, parts_of
 

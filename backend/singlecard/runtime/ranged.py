@@ -59,12 +59,12 @@ def in_range(
         return call
     places = dict(zip(binding.input_names, binding.tensors, strict=False))
     ranged = [(name, place) for name, place in places.items() if name in binding.profiles]
-    numbers = [(name, place) for name, place in binding.extents.items() if name in binding.profiles]
+    numbers = list(binding.extents.items())
     inside: set[tuple[Any, ...]] = set()
 
     def call_in_range(values: Sequence[Any]) -> Sequence[Any]:
         sizes: list[Any] = [values[place].shape for _, place in ranged]
-        sizes += [(int(values[place]),) for _, place in numbers]
+        sizes += [(int(values[item.place]) - item.less,) for _, item in numbers]
         key = tuple(sizes)
         if key not in inside:
             names = [name for name, _ in (*ranged, *numbers)]

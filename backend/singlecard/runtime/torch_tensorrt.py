@@ -70,7 +70,11 @@ def describe(segment: Segment, binding: Binding) -> Described:
     values = [node.meta["val"] for node in segment.inputs]
     tensors = [values[place] for place in binding.tensors]
     inputs = [_described(value.shape, value.dtype) for value in tensors]
-    inputs += [_described([values[place]], torch.bool) for place in binding.extents.values()]
+    inputs += [
+        _described([values[item.place] - item.less], torch.bool)
+        for item in binding.extents.values()
+    ]
+    inputs += [_described([1], dtype) for _, dtype in binding.operands.values()]
     for name, item in zip(binding.input_names, inputs, strict=True):
         item["name"] = name
     results = [node.meta["val"] for node in segment.outputs]

@@ -15,6 +15,7 @@ from torch import fx
 
 from singlecard.capture.program import Program
 from singlecard.capture.results import Result
+from singlecard.capture.symbols import ON_HOST
 from singlecard.partition import Segment
 
 
@@ -110,12 +111,18 @@ def wiring_of(program: Program, segments: Sequence[Segment]) -> Wiring:
             constants[number] = Constant(constant, node.meta["val"].device)
         elif node not in made:
             assert not node.kwargs
-            args: Any = fx.node.map_aggregate(node.args, read)
+            given = written_out if ON_HOST in node.meta else read
+            args: Any = fx.node.map_aggregate(node.args, given)
             sizes[number] = Size(node.target, args)  # type: ignore[arg-type]
         return number
 
     def read(arg: Any) -> Any:
         return Slot(slot(arg)) if isinstance(arg, fx.Node) else arg
+
+    def written_out(arg: Any) -> Any:
+        """Write a single number of the model's out: what the host works out holds no tensor."""
+        constant = program.constant(arg)
+        return read(arg) if constant is None else constant.item()
 
     eager = {node for segment in segments if not segment.lowered for node in segment.outputs}
     steps = []

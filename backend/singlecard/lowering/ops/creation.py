@@ -9,7 +9,7 @@ import torch
 
 from singlecard.lowering.call import Call
 from singlecard.lowering.conditions import arg, when
-from singlecard.lowering.declaration import accepts, lowers
+from singlecard.lowering.declaration import accepts, computes_with, lowers
 from singlecard.network.core import Number
 from singlecard.network.net import Net
 from singlecard.network.tensor import Size, Tensor
@@ -18,24 +18,24 @@ aten = torch.ops.aten
 
 
 @lowers(aten.full.default)
-@accepts(arg("fill_value").known)
-def full(net: Net, size: Sequence[Size], fill_value: Number, *_: Any) -> Tensor:
+@computes_with("fill_value")
+def full(net: Net, size: Sequence[Size], fill_value: Number | Tensor, *_: Any) -> Tensor:
     """One number everywhere."""
-    return net.expand(net.scalar(fill_value, net.result.dtype), size)
+    return net.expand(net.operand(fill_value, net.result.dtype), size)
 
 
 @lowers(aten.full_like.default)
-@accepts(arg("fill_value").known)
-def full_like(net: Net, self: Tensor, fill_value: Number, *_: Any) -> Tensor:
+@computes_with("fill_value")
+def full_like(net: Net, self: Tensor, fill_value: Number | Tensor, *_: Any) -> Tensor:
     """One number, in the shape of another tensor."""
-    return net.expand(net.scalar(fill_value, net.result.dtype), net.sizes(self))
+    return net.expand(net.operand(fill_value, net.result.dtype), net.sizes(self))
 
 
 @lowers(aten.scalar_tensor.default)
-@accepts(arg("s").known)
-def scalar_tensor(net: Net, s: Number, *_: Any) -> Tensor:
+@computes_with("s")
+def scalar_tensor(net: Net, s: Number | Tensor, *_: Any) -> Tensor:
     """A number."""
-    return net.scalar(s, net.result.dtype)
+    return net.operand(s, net.result.dtype)
 
 
 def _steps(call: Call) -> str:
