@@ -374,12 +374,17 @@ class Session(Choosing):
 
         with self.timed("build"):
             named = named_nodes(lowered, reason)
+            of_machine = isinstance(error, MemoryError) or "memory" in reason.lower()
+            if len(named) != 1 and of_machine:  # no op's fault: a smaller network would build
+                return _Refused(segment.nodes, reason)
             node = named[0] if len(named) == 1 else first_refused(segment, builds, budget)
         if node is None:
             return _Refused(
                 segment.nodes, f"{reason} (which op it is was not found in {BUILDS} builds)"
             )
         nodes = alike(node, segment.nodes)
+        if not isinstance(error, BuildError) or of_machine:  # it may build the next time
+            return _Refused(nodes, reason)
         with contextlib.suppress(Exception):  # else the next process finds it out again
             parts = key_parts(lowered, self.settings)
             places = [segment.nodes.index(item) for item in nodes]

@@ -101,3 +101,27 @@ def test_a_builder_that_is_garbage_does_not_end_while_another_is_made() -> None:
     """TensorRT holds a lock while it tells its logger: the process would wait for itself."""
     done = subprocess.run([sys.executable, "-c", _GARBAGE], capture_output=True, text=True)
     assert done.stdout == "made\n", done.stderr
+
+
+class _Interrupted(io.BytesIO):
+    def write(self, data: Any) -> int:
+        raise KeyboardInterrupt
+
+
+def _interrupt(*args: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["the file", "the progress", "the log"])
+def test_ctrl_c_in_a_build_reaches_the_caller(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT swallows what its callbacks raise: it builds on, writes half a plan, or refuses."""
+    net = Net()
+    net.mark_output(net.unary("EXP", net.input("x", torch.float32, (4, 8))), "y")
+    if where == "the log":
+        monkeypatch.setattr(net.messages, "add", _interrupt)
+    file = _Interrupted() if where == "the file" else io.BytesIO()
+    progress = _interrupt if where == "the progress" else None
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(net, {}, BuildSettings(("sm89",)), file, progress)
+    monkeypatch.undo()
+    assert build_plan(net, {}, BuildSettings(("sm89",)), io.BytesIO())

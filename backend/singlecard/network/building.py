@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, Protocol
 
 from singlecard.errors import BuildError
 from singlecard.network.flavour import trt
+from singlecard.network.logger import Messages
 from singlecard.network.net import Net
 from singlecard.network.timings import Timings, TimingStore
 from singlecard.network.versions import set_targets
@@ -71,24 +72,34 @@ Progress = Callable[[str, int, int], None]
 @functools.cache
 def _monitor_class() -> type:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Hands the builder's phases to a callback."""
+        """Hands the builder's phases to a callback, and stops the builder where that raises.
 
-        def __init__(self, report: Progress) -> None:
+        Without a callback it is there for Ctrl-C, which Python raises in the next line it runs.
+        """
+
+        def __init__(self, report: Progress | None, messages: Messages) -> None:
             super().__init__()
-            self.report = report
+            self.report, self.messages = report, messages
             self.steps: dict[str, int] = {}
+
+        def _tell(self, name: str, done: int, steps: int) -> bool:
+            try:
+                if self.report is not None:
+                    self.report(name, done, steps)
+            except BaseException as error:
+                self.messages.keep(error)
+            return self.messages.kept is None
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             self.steps[name] = steps
-            self.report(name, 0, steps)
+            self._tell(name, 0, steps)
 
         def step_complete(self, name: str, step: int) -> bool:
-            self.report(name, step + 1, self.steps.get(name, 0))
-            return True
+            return self._tell(name, step + 1, self.steps.get(name, 0))
 
         def phase_finish(self, name: str) -> None:
             steps = self.steps.pop(name, 0)
-            self.report(name, steps, steps)
+            self._tell(name, steps, steps)
 
     return Monitor
 
@@ -98,16 +109,15 @@ def _writer_class() -> type:
     class Writer(trt.IStreamWriter):  # type: ignore[misc]
         """Hands the plan to a file piece by piece, so that it is never whole in memory."""
 
-        def __init__(self, file: BinaryIO) -> None:
+        def __init__(self, file: BinaryIO, messages: Messages) -> None:
             super().__init__()
-            self.file = file
-            self.error: OSError | None = None
+            self.file, self.messages = file, messages
 
         def write(self, data: Any) -> int:
             try:
                 return self.file.write(data)
-            except OSError as error:  # TensorRT swallows exceptions: keep it for the caller
-                self.error = error
+            except BaseException as error:
+                self.messages.keep(error)
                 return 0
 
     return Writer
@@ -135,6 +145,7 @@ def build_plan(
         RangeRefused: the network cannot have these ranges.
         BuildError: TensorRT refused, with its own words.
         OSError: the file could not be written.
+        BaseException: what ``progress`` raises, and Ctrl-C.
     """
     config = net.builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -155,14 +166,12 @@ def build_plan(
             profile.set_shape(name, span.smallest, span.usual, span.largest)
         config.add_optimization_profile(profile)
     timed = None if timings is None else Timings(config, timings)
-    monitor = _monitor_class()(progress) if progress else None
-    if monitor:
-        config.progress_monitor = monitor
+    monitor = _monitor_class()(progress, net.messages)
+    config.progress_monitor = monitor
     first = len(net.messages.entries)
-    writer = _writer_class()(file)
+    writer = _writer_class()(file, net.messages)
     done = net.builder.build_serialized_network_to_stream(net.definition, config, writer)
-    if writer.error:
-        raise writer.error
+    net.messages.raise_kept()
     if not done:
         problem = net.messages.last_problem()
         kind = RangeRefused if _OF_RANGES in problem else BuildError

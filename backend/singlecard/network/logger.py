@@ -15,10 +15,22 @@ class Messages:
 
     def __init__(self) -> None:
         self.entries: list[tuple[str, str]] = []
+        #: What a callback raised, Ctrl-C too: TensorRT swallows it (1.7.1.116: and goes on).
+        self.kept: BaseException | None = None
 
     def add(self, severity: str, text: str) -> None:
         self.entries.append((severity, text))
         log.debug("%s: %s", severity, text)
+
+    def keep(self, error: BaseException) -> None:
+        """Keep what a callback raised, for `raise_kept`; the first counts."""
+        self.kept = self.kept or error
+
+    def raise_kept(self) -> None:
+        """Raise what a callback raised while TensorRT ran, if any did."""
+        if self.kept is not None:
+            kept, self.kept = self.kept, None
+            raise kept
 
     def last_problem(self) -> str:
         """Return the newest error's text, or a plain sentence where TensorRT gave none."""
@@ -39,7 +51,10 @@ def _logger_class() -> type:
             self.messages = messages
 
         def log(self, severity: trt.ILogger.Severity, text: str) -> None:
-            self.messages.add(severity.name, text)
+            try:
+                self.messages.add(severity.name, text)
+            except BaseException as error:
+                self.messages.keep(error)
 
     return Logger
 
