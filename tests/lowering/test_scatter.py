@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -98,3 +99,49 @@ def test_too_many_pairs_stay_in_pytorch() -> None:
     x, index = torch.zeros(10000), torch.zeros(2000, dtype=torch.int64)
     reason = refuse(lambda x, i: x.scatter_add(0, i, i.float()), x, index)
     assert "<= 16777216" in reason and "20000000" in reason
+
+
+def _edges(count: int, rows: int) -> torch.Tensor:
+    return torch.randint(0, rows, (count,), generator=torch.Generator().manual_seed(count))
+
+
+LONG: dict[str, Callable[..., torch.Tensor]] = {
+    "index_add": lambda x, rows, y: x.index_add(0, rows, y),
+    "index_add of another axis": lambda x, rows, y: x.T.index_add(1, rows, y.T),
+    "index_put": lambda x, rows, y: x.index_put((rows,), y, True),
+    "index_put of integers": lambda x, rows, y: x.long().index_put((rows,), y.long(), True),
+    "scatter_add of rows": lambda x, rows, y: x.scatter_add(0, rows[:, None].expand(-1, 32), y),
+    "the mean of rows": lambda x, rows, y: x.scatter_reduce(
+        0, rows[:, None].expand_as(y), y, "mean", include_self=False
+    ),
+    "the largest of rows": lambda x, rows, y: x.scatter_reduce(
+        0, rows.view(-1, 1).expand(-1, 32), y, "amax"
+    ),
+    "products": lambda x, rows, y: x.index_reduce(0, rows, y, "prod", include_self=False),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_many_updates(name: str) -> None:
+    """Graphs have thousands of edges: to hold each against each node would take gigabytes."""
+    rows = _edges(3000, 600)
+    x, y = torch.randn(600, 32), torch.randn(3000, 32)
+    found = check(LONG[name], x, rows, y, build=name == "index_add")
+    assert found.graph.engines or name != "index_add"
+
+
+def test_many_updates_with_odd_values() -> None:
+    """NaN stays at its place, and infinities of two signs meet at one only."""
+    rows = _edges(3000, 600)
+    x, y = torch.randn(600, 32), torch.randn(3000, 32)
+    y[5], y[77], y[78] = float("nan"), float("inf"), float("-inf")
+    check(lambda x, rows, y: x.index_add(0, rows, y), x, rows, y)
+
+
+def test_more_updates_than_places() -> None:
+    """TensorRT takes no more updates along an axis than there are elements."""
+    rows = torch.arange(9) % 4
+    x, y = torch.zeros(4, 3), torch.arange(4.0)[rows][:, None].expand(9, 3).contiguous()
+    check(lambda x, rows, y: x.index_put((rows,), y), x, rows, y, build=True)
+    index = rows[:, None].expand(9, 3).contiguous()
+    check(lambda x, rows, y: x.scatter(0, rows, y), x, index, y, build=True)

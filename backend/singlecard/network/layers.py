@@ -213,8 +213,20 @@ class Layers(Shapes):
     def scatter(
         self, x: Tensor, indices: Tensor, updates: Tensor, mode: str, axis: int = 0
     ) -> Tensor:
-        """Overwrite elements of ``x`` with a ``ScatterMode``: ELEMENT (along ``axis``) or ND."""
+        """Overwrite elements of ``x`` with a ``ScatterMode``: ELEMENT (along ``axis``) or ND.
+
+        By element, TensorRT-RTX 1.7.1.116 wants no more updates along an axis than the tensor has
+        elements ("The extent of dimension 0 of indices (8000) must be less than or equal to the
+        extent of data (2001)"): where it is known that there are more, it is made longer for them.
+        """
         kind = getattr(trt.ScatterMode, mode)
+        extent, count = x.shape[axis], indices.shape[axis]
+        if mode == "ELEMENT" and 0 <= extent < count:
+            sizes = self.sizes(x)
+            sizes[axis % x.ndim] = count - extent
+            more = self.expand(self.scalar(0, x.dtype, x.ndim), sizes)
+            longer = self.scatter(self.concat([x, more], axis), indices, updates, mode, axis)
+            return self.narrow(longer, axis, 0, extent)
         layer = self.layer(
             self.definition.add_scatter, x.handle, indices.handle, updates.handle, kind
         )

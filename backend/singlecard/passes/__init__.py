@@ -38,6 +38,7 @@ from singlecard.passes.quantized import (
 )
 from singlecard.passes.rms_norm import fuse_rms_norm
 from singlecard.passes.rotary import fuse_rotary, rotate_together
+from singlecard.passes.row_writes import name_row_writes
 from singlecard.passes.rule import ROUNDED, Rule
 from singlecard.passes.visible_rows import note_visible_rows
 from singlecard.passes.weight_codes import (
@@ -55,6 +56,7 @@ FIRST: tuple[Rule, ...] = (
     drop_empty_product,
     name_fill,
     drop_copy,
+    name_row_writes,
     lift_dequantize,
     name_dequantize,
     name_simulated,

@@ -12,6 +12,7 @@ from singlecard.lowering.call import Call
 from singlecard.lowering.conditions import dtype, when
 from singlecard.lowering.declaration import accepts, lowers
 from singlecard.lowering.ops.indexing import flat_index
+from singlecard.lowering.ops.sorted_writes import MOST_UPDATES, combine_in_order
 from singlecard.network.core import Number
 from singlecard.network.net import Net
 from singlecard.network.tensor import Size, Tensor
@@ -73,14 +74,14 @@ def pairs_of(places: Any, updates: Any) -> Any:
 
 
 def _accumulation(call: Call) -> Any:
-    """Return how many pairs an accumulating write compares, or what stands in the way."""
+    """Return how many updates an accumulating write has, or what stands in the way."""
     if not call.values["accumulate"] or _masks(call):
         return 0
     shapes = [value.shape for value in (call.values["self"], *_given(call))]
     if not all(isinstance(size, int) for shape in shapes for size in shape):
         return [list(shape) for shape in shapes]
     updates = torch.broadcast_shapes(*shapes[1:])
-    return pairs_of(shapes[0], updates)
+    return 0 if pairs_of(shapes[0], updates) <= MOST_PAIRS else updates.numel()
 
 
 @lowers(aten.index_put.default)
@@ -91,8 +92,9 @@ def _accumulation(call: Call) -> Any:
         lambda call: [str(index.dtype).removeprefix("torch.") for index in _given(call)],
     ),
     when(
-        f"shapes are known and pairs of places and updates <= {MOST_PAIRS}, where it accumulates",
-        lambda call: isinstance(_accumulation(call), int) and _accumulation(call) <= MOST_PAIRS,
+        "shapes are known and there are few updates, where it accumulates: pairs of them and "
+        f"places <= {MOST_PAIRS}, or updates <= {MOST_UPDATES}",
+        lambda call: isinstance(_accumulation(call), int) and _accumulation(call) <= MOST_UPDATES,
         _accumulation,
     ),
 )
@@ -168,24 +170,49 @@ def reduce_into(
 
     TensorRT has no scatter that adds. Every place is held against every update, and what does not
     belong to it is replaced by the operation's neutral element: exact, for integers and NaN too.
+    Where these are too many, updates that are slices are put in order first.
     """
     if x.dtype == torch.bool:  # TensorRT reduces numbers only
         x_, updates_ = net.cast(x, torch.int32), net.cast(updates, torch.int32)
         numbers = reduce_into(net, x_, axis, index, updates_, operation, include_self)
         return net.cast(numbers, torch.bool)
     plain = "SUM" if operation == "AVG" else operation
+    if _is_long(x, axis, index, updates):
+        line = net.reshape(net.cast(index, torch.int64), [index.shape[axis]])
+        nothing = _neutral(plain, x.dtype)
+        combined, count = combine_in_order(net, line, updates, axis, x.shape[axis], plain, nothing)
+        shape: list[Size] = [1] * x.ndim
+        shape[axis] = x.shape[axis]
+        return _with_self(net, x, combined, net.reshape(count, shape), operation, include_self)
     sizes = net.sizes(x)
     places = net.reshape(net.iota(sizes[axis]), [-1, *[1] * (x.ndim - axis)])
     hits = net.binary("EQUAL", places, net.unsqueeze(net.cast(index, torch.int64), axis))
     neutral = net.scalar(_neutral(plain, x.dtype), x.dtype, x.ndim + 1)
     kept = net.where(hits, net.unsqueeze(updates, axis), neutral)
     combined = net.reduce(plain, kept, [axis + 1], False)
-    if include_self:
-        combined = net.binary(plain, x, combined)
     if include_self and operation != "AVG":
-        return combined
+        return net.binary(plain, x, combined)
     ones = net.cast(net.expand(hits, net.sizes(kept)), torch.int32)
     count = net.reduce("SUM", ones, [axis + 1], False)
+    return _with_self(net, x, combined, count, operation, include_self)
+
+
+def _is_long(x: Tensor, axis: int, index: Tensor, updates: Tensor) -> bool:
+    """Tell whether each place held against each update would be too much, and need not be."""
+    if not (x.is_static and index.is_static and updates.is_static):
+        return False
+    is_line = math.prod(index.shape) == index.shape[axis] == updates.shape[axis]
+    return is_line and pairs_of([x.shape[axis]], updates.shape) > MOST_PAIRS
+
+
+def _with_self(
+    net: Net, x: Tensor, combined: Tensor, count: Tensor, operation: str, include_self: bool
+) -> Tensor:
+    """Combine what was written with what stood there; ``count`` says how much was written."""
+    if include_self:
+        combined = net.binary("SUM" if operation == "AVG" else operation, x, combined)
+    if include_self and operation != "AVG":
+        return combined
     if operation == "AVG":
         combined = _divided(net, combined, count, include_self)
     touched = net.binary("GREATER", count, net.scalar(0, torch.int32, x.ndim))

@@ -11,6 +11,7 @@ from singlecard.lowering.conditions import Condition, arg, dtype, when
 from singlecard.lowering.declaration import accepts, lowers
 from singlecard.lowering.ops.indexing import fitted, from_start
 from singlecard.lowering.ops.scatter import MOST_PAIRS, pairs_of, reduce_into
+from singlecard.lowering.ops.sorted_writes import MOST_UPDATES
 from singlecard.network.core import Number
 from singlecard.network.net import Net
 from singlecard.network.tensor import Size, Tensor
@@ -52,6 +53,23 @@ FEW_PAIRS: tuple[Condition, ...] = (
         f"pairs of places and updates <= {MOST_PAIRS}",
         lambda call: _pairs(call) <= MOST_PAIRS,
         _pairs,
+    ),
+)
+
+
+def _updates(call: Call) -> Any:
+    """Return how many updates are put in order; 0 where each is held against each place."""
+    index = call.values["index"]
+    return 0 if _pairs(call) <= MOST_PAIRS or not _is_known(call) else index.numel()
+
+
+#: Of ops whose index is a list: each update is a slice, or an element of the flat tensor.
+FEW_UPDATES: tuple[Condition, ...] = (
+    *FEW_PAIRS[:3],
+    when(
+        f"pairs of places and updates <= {MOST_PAIRS}, or updates <= {MOST_UPDATES}",
+        lambda call: _updates(call) <= MOST_UPDATES,
+        _updates,
     ),
 )
 
@@ -125,7 +143,7 @@ def _cut(net: Net, x: Tensor, like: Tensor, axis: int) -> Tensor:
 
 
 @lowers(aten.index_reduce.default)
-@accepts(*FEW_PAIRS)
+@accepts(*FEW_UPDATES)
 def index_reduce(
     net: Net,
     self: Tensor,
@@ -147,7 +165,7 @@ def index_reduce(
 
 
 @lowers(aten.put.default)
-@accepts(*FEW_PAIRS)
+@accepts(*FEW_UPDATES)
 def put(net: Net, self: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
     """self, with elements replaced or added to by their place in the flat tensor."""
     flat = net.reshape(self, [-1])

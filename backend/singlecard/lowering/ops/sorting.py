@@ -105,7 +105,7 @@ def sort(net: Net, self: Tensor, dim: int = -1, descending: bool = False) -> lis
     """All elements along one axis in order, and their indices."""
     length = self.shape[dim] if self.ndim else 1
     if length > MOST_SORTED:
-        return _put_in_order(net, self, dim % self.ndim, descending)
+        return put_in_order(net, self, dim % self.ndim, descending)
     return list(extremes(net, self, length, dim, descending))
 
 
@@ -117,10 +117,10 @@ def sort_stable(
     """All elements along one axis in order, and their indices; equal ones keep theirs."""
     if not stable or not self.ndim:
         return sort(net, self, dim, descending)
-    return _put_in_order(net, self, dim % self.ndim, descending)
+    return put_in_order(net, self, dim % self.ndim, descending)
 
 
-def _put_in_order(net: Net, x: Tensor, axis: int, descending: bool) -> list[Tensor]:
+def put_in_order(net: Net, x: Tensor, axis: int, descending: bool) -> list[Tensor]:
     """Return elements along one axis in order, equal ones in theirs, and their indices."""
     whole = x.shape[axis] if x.is_static else 0
     if whole * math.prod(x.shape) > MOST_PAIRS:
@@ -153,27 +153,27 @@ def _ranks_in_parts(net: Net, x: Tensor, descending: bool) -> Tensor:
     parts = net.reshape(x, [rows, count, part])
     own = _ranks(net, parts, 2, descending)
     ordered = net.reshape(net.scatter(parts, own, parts, "ELEMENT", 2), [rows, count * part])
-    one = net.reshape(x, [rows, count * part, 1])
+    one = net.reshape(x, [rows, count, part, 1])
     starts = torch.arange(count) * part
-    mine = torch.arange(count).repeat_interleave(part)[:, None]
+    mine = torch.arange(count)[:, None, None]
     earlier = net.constant((torch.arange(count) < mine)[None])
-    passed = net.constant(torch.zeros(1, 1, 1, dtype=torch.int64))
+    passed = net.constant(torch.zeros(1, 1, 1, 1, dtype=torch.int64))
     step = part // 2
     while True:
         place = net.sum(passed, net.constant(starts + max(step - 1, 0)))
-        place = net.expand(place, [rows, count * part, count])
+        place = net.expand(place, [rows, count, part, count])
         flat = net.reshape(place, [rows, count * part * count])
         met = net.reshape(net.gather_mode(ordered, flat, "ELEMENT", 1), place.shape)
         after = net.logical_not(_precedes(net, one, met, descending))
         before = net.where(earlier, after, _precedes(net, met, one, descending))
-        moved = net.sum(passed, net.constant(torch.full((1, 1, 1), max(step, 1))))
+        moved = net.sum(passed, net.constant(torch.full((1, 1, 1, 1), max(step, 1))))
         passed = net.where(before, moved, passed)
         if not step:
             break
         step //= 2
     here = net.constant((torch.arange(count) == mine)[None])
-    passed = net.where(here, net.reshape(own, [rows, count * part, 1]), passed)
-    ranks = net.reduce("SUM", passed, [2], False)
+    passed = net.where(here, net.unsqueeze(own, 3), passed)
+    ranks = net.reshape(net.reduce("SUM", passed, [3], False), [rows, count * part])
     return net.reshape(net.narrow(ranks, 1, 0, length), shape)
 
 
