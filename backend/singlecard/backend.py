@@ -151,7 +151,7 @@ def compile_in(
         def compile_program(program: Program) -> Executable:
             program.scope = scope
             executable = session.compile(program, spans)
-            made.append(session.graphs[-1])
+            made.extend(session.graphs[-1:])  # a session that only watches keeps none
             if recall is not None:
                 recall.keep(session.graphs[-1], executable)
             return executable

@@ -35,6 +35,12 @@ def parse_targets(given: str | Sequence[str]) -> tuple[str, ...]:
     names = [str(name).strip().lower().replace("sm_", "sm") for name in names if str(name).strip()]
     if names == ["portable"]:
         return ()
+    if "portable" in names:
+        others = ", ".join(name for name in names if name != "portable")
+        raise TargetError(
+            f"targets names portable beside {others}: name cards, or portable alone, which runs on "
+            f"{', '.join(PORTABLE)}"
+        )
     for name in names:
         if name not in TARGETS:
             close = difflib.get_close_matches(name, TARGETS, 1, 0.5)

@@ -15,6 +15,7 @@ Model = Callable[[str], str]
 #: Arguments after ``build MODEL``, and what the message must name.
 ARGUMENTS = {
     "unknown argument": (["--precison", "fp16"], ["--precison", "did you mean --precision?"]),
+    "unknown shape": (["--shapes", "inptu=1:2:4"], ["'inptu'", "did you mean 'input'?"]),
     "unknown precision": (["--precision", "fp61"], ["'fp61'", "'fp16'", "bf16"]),
     "unknown target": (["--targets", "sm85"], ["'sm85'", "sm86", "portable"]),
     "type that a target lacks": (
@@ -61,6 +62,21 @@ def test_arguments(command: Any, model: Model, tmp_path: Path, case: str) -> Non
     done = command("build", model("small"), "--cache-dir", cache, *arguments)
     check_refused(done, *words)
     assert not cache.exists()
+
+
+@pytest.mark.parametrize(("given", "words"), [("explian", "explain"), ("veryfy", "verify")])
+def test_a_mistyped_verb(command: Any, given: str, words: str) -> None:
+    """All options get their nearest; so should the first word."""
+    check_refused(command(given, "model.py:f"), f"unknown verb {given!r}", f"mean {words!r}?")
+
+
+def test_a_warning_is_one_line(command: Any, model: Model, tmp_path: Path) -> None:
+    """A name that nothing has is part of what went on, and no traceback of Python's."""
+    given = ("--cache-dir", tmp_path, "--exclude-modules", "encoder.7")
+    done = command("verify", model("small"), *given)
+    assert done.status == 0
+    assert done.err.startswith("singlecard: option exclude_modules names 'encoder.7'")
+    assert done.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

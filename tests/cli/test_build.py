@@ -285,3 +285,16 @@ def test_the_table_names_engine_targets_and_file(
     (entry,) = Cache(tmp_path).entries()
     assert entry.digest[:12] in done.out and "sm120" in done.out
     assert str(entry.plan) in done.out and "100% of" in done.out
+
+
+def test_every_verb_takes_the_same_shapes(command: Any, model: Model, tmp_path: Path) -> None:
+    """What CI checks must be what it ships: one engine, built once, for one range."""
+    given = (model("small"), "--targets", "sm89", "--cache-dir", tmp_path, "--json")
+    shapes = ("--shapes", "input=2:8:32")
+    (engine,) = command("build", *given, *shapes).document["engines"]
+    assert command("verify", *given, *shapes).document["built"] == 0
+    (explained,) = command("explain", *given, *shapes).document["engines"]
+    assert explained["digest"] == engine["digest"]
+    planned = command("plan", *given, *shapes, "--card", "8GiB", "--precision", "fp32").document
+    assert [row["batch"] for row in planned["rows"]] == [8]
+    assert command("cache", "explain", *given[:-1], "--json", *shapes).status == 0
