@@ -42,6 +42,9 @@ _ON_SEQUENCES: dict[str, Callable[..., Any]] = {
     "padded": lambda x: (F.pad(x, (0, 0, 1, 2)), F.pad(x, (1, 2), "reflect"), F.pad(x, (0, -1))),
     "triangle": lambda x: ((x @ x.mT).tril(1), (x @ x.mT).triu()),
     "windows": lambda x: x.unfold(2, 3, 1) * 2,
+    "windows of an axis that varies": lambda x: (x.unfold(1, 3, 2) * 2, x.unfold(1, 2, 2) + 1),
+    "padded around": lambda x: F.pad(x, (1, 2), "circular") + F.pad(x * 2, (1, 2), "circular"),
+    "repeated by sizes": lambda x: x.repeat(2, x.shape[0], 1, 3) * 2,
     "indices": lambda x: x[:, torch.tensor([0, -1])] + x[torch.arange(x.shape[0])[:, None], -1:],
     "written": _written,
     "normalized": lambda x: (F.layer_norm(x, (4,)), F.group_norm(x.mT.contiguous(), 2)),
@@ -65,6 +68,50 @@ _ON_IMAGES: dict[str, Callable[..., Any]] = {
         F.conv_transpose2d(x, torch.ones(2, 3, 2, 2), stride=2),
     ),
 }
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@torch.no_grad()
+def test_messages_between_nodes(wide: bool) -> None:
+    """Graph networks have other nodes and edges in every call, and sums at nodes were PyTorch's."""
+    linear = torch.nn.Linear(4, 6)
+
+    def model(x: torch.Tensor, edges: torch.Tensor) -> Any:
+        messages = linear(x[edges[0]])
+        if wide:
+            rows = edges[1][:, None].expand(-1, 6)
+            return messages.new_zeros(x.shape[0], 6).scatter_add(0, rows, messages)
+        added = messages.new_zeros(x.shape[0], 6).index_add(0, edges[1], messages)
+        return added.index_put((edges[1],), messages, accumulate=True)
+
+    session = Session(Options.parse({"targets": "sm89", "min_block_size": 1}), "reference", True)
+    compiled = torch.compile(
+        model, backend=lambda *given: compile_in(session, *given), dynamic=True
+    )
+    for nodes, count in ((5, 9), (12, 40), (30, 3)):
+        x, edges = torch.randn(nodes, 4), torch.randint(0, nodes, (2, count))
+        torch.testing.assert_close(compiled(x, edges), model(x, edges), rtol=1e-4, atol=1e-5)
+    (graph,) = session.graphs
+    assert graph.fallback == [] and len(graph.engines) == 1
+
+
+@torch.no_grad()
+def test_piece_that_begins_where_a_tensor_says() -> None:
+    """PyTorch reads the place on the host: the layers around it were lost to the engine."""
+    linear = torch.nn.Linear(4, 4)
+
+    def model(x: torch.Tensor, start: torch.Tensor) -> Any:
+        return linear(torch.narrow(linear(x), 1, start, 2)), linear(x).narrow(0, start, 1)
+
+    session = Session(Options.parse({"min_block_size": 1}), "reference", False)
+    compiled = torch.compile(
+        model, backend=lambda *given: compile_in(session, *given), dynamic=True
+    )
+    for length, start in ((5, 3), (9, 0), (7, -3)):
+        x, place = torch.randn(3, length, 4), torch.tensor(start % 3 if start >= 0 else start)
+        torch.testing.assert_close(compiled(x, place), model(x, place), rtol=1e-4, atol=1e-5)
+    for graph in session.graphs:
+        assert graph.fallback == [] and graph.lowered_ops == graph.ops > 0
 
 
 @pytest.mark.parametrize("name", _ON_SEQUENCES)

@@ -20,6 +20,7 @@ from singlecard.capture.composite import kept_whole
 from singlecard.capture.decompose import own_decompositions
 from singlecard.capture.inlining import inline_regions
 from singlecard.capture.layouts import promise_layouts
+from singlecard.capture.narrowing import gather_narrowed
 from singlecard.capture.numbers import freeze_numbers
 from singlecard.capture.opaque import close_opaque
 from singlecard.capture.program import Program
@@ -136,6 +137,7 @@ def capture(
     copy = fx.GraphModule(module, copy_graph(module.graph))
     inline_regions(copy)
     freeze_numbers(copy.graph)
+    gather_narrowed(copy.graph)
     keep_whole(copy.graph)
     copy.recompile()
     normalizes = has_batch_norm(copy.graph)

@@ -34,7 +34,7 @@ class NotComparable(Exception):
 def fingerprint(module: fx.GraphModule, examples: Sequence[Any]) -> str | None:
     """Return the digest of a graph, its weights and PyTorch's state; None where it has none."""
     try:
-        parts = [*_state(), *_arguments(module, examples), *_nodes(module)]
+        parts = [*_state(), *_arguments(module, examples), *_guards(module), *_nodes(module)]
     except NotComparable:
         return None
     return blake3.blake3("\n".join(parts).encode()).hexdigest()
@@ -107,6 +107,16 @@ def _arguments(module: fx.GraphModule, examples: Sequence[Any]) -> Iterator[str]
                 digest_of(example) if frozen else "",
             )
         )
+
+
+def _guards(module: fx.GraphModule) -> Iterator[str]:
+    """Yield what Python asked of sizes on the way: ranges of engines follow from it."""
+    for node in module.graph.find_nodes(op="placeholder"):
+        value = node.meta.get("example_value")
+        for size in value.shape if isinstance(value, torch.Tensor) else (value,):
+            if isinstance(size, torch.SymInt):
+                yield from (str(guard.expr) for guard in size.node.shape_env.guards)
+                return
 
 
 def _size(value: Any) -> str:

@@ -222,8 +222,8 @@ def _ranges(
         for size in (value.shape if isinstance(value, torch.Tensor) else [value])
     )
     environment = next(size.node.shape_env for size in sizes if is_number(size))
-    numbers = symbols - set(_extents_of(program)) - set(symbols_in([*_tensors(given)]))
-    ranges = choose_ranges(symbols, environment, spans, _limits(segment), numbers)
+    extents = {*_extents_of(program), *symbols_in([*_tensors(given)])}
+    ranges = choose_ranges(symbols, environment, spans, _limits(segment), extents)
     if around is None:
         return ranges
     narrowed = ranges_around(ranges, environment, around)

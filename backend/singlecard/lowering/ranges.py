@@ -46,7 +46,7 @@ def choose_ranges(
     environment: Any,
     spans: Mapping[sympy.Symbol, Triple],
     limits: Mapping[sympy.Symbol, int],
-    numbers: Collection[sympy.Symbol] = (),
+    extents: Collection[sympy.Symbol] | None = None,
 ) -> dict[sympy.Symbol, Triple]:
     """Return smallest, usual and largest values of symbols; each of the three meets all guards.
 
@@ -56,7 +56,8 @@ def choose_ranges(
         spans: the ranges that the user gave. They are narrowed to what the guards allow, which is
             warned of.
         limits: largest values of symbols whose end PyTorch does not know.
-        numbers: symbols that are no extents of tensors, and may be zero or less.
+        extents: symbols that are extents of tensors, at least 1; others are numbers of any sign.
+            None: all are.
 
     Raises:
         LoweringError: no sizes within a range that the user gave meet the guards.
@@ -65,7 +66,14 @@ def choose_ranges(
     guards, hints = guards_of(environment), _hints(environment)
     for together in _components(symbols, guards):
         wanted = [
-            _wanted(symbol, environment, spans, limits, hints, symbol in numbers)
+            _wanted(
+                symbol,
+                environment,
+                spans,
+                limits,
+                hints,
+                extents is None or symbol in extents,
+            )
             for symbol in together
         ]
         hint = tuple(hints[symbol] for symbol in together if symbol in hints)
@@ -172,7 +180,7 @@ def _wanted(
     spans: Mapping[sympy.Symbol, Triple],
     limits: Mapping[sympy.Symbol, int],
     hints: Mapping[sympy.Symbol, int],
-    is_number: bool,
+    is_extent: bool,
 ) -> Triple:
     """Return the range that a symbol would have alone."""
     limit = limits.get(symbol, UNBOUNDED)
@@ -187,7 +195,7 @@ def _wanted(
     high = int(bounds.upper) if bounds.upper < limit else limit
     while high < hint:
         high *= 2
-    if not is_number:
+    if is_extent:
         low = min(max(1, low), high)
     return low, min(max(_middle(low, high), low), high), high
 

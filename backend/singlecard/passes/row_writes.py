@@ -12,7 +12,7 @@ from torch import fx
 
 from singlecard.capture.program import PATH_KEYS, Program
 from singlecard.lowering.call import Call
-from singlecard.passes.rule import is_call, is_node, replace, rule
+from singlecard.passes.rule import is_call, is_node, replace, rule, same_extents
 
 aten = torch.ops.aten
 
@@ -70,9 +70,8 @@ def _rows(index: Any, dim: int) -> fx.Node | None:
 def _is_whole(call: Call) -> bool:
     """Tell whether every element of the source is written, and over whole slices."""
     x, index, source = (call.values[name] for name in ("self", "index", "src"))
-    shapes = [*x.shape, *index.shape, *source.shape]
-    if not all(isinstance(size, int) for size in shapes) or x.ndim != index.ndim:
+    if x.ndim != index.ndim or x.dtype == torch.bool:
         return False
     axis = call.values["dim"] % x.ndim
-    same = all(x.shape[other] == index.shape[other] for other in range(x.ndim) if other != axis)
-    return same and index.shape == source.shape and x.dtype != torch.bool
+    slices = [[*value.shape[:axis], *value.shape[axis + 1 :]] for value in (x, index)]
+    return same_extents(*slices) and same_extents(index.shape, source.shape)

@@ -74,12 +74,15 @@ def pairs_of(places: Any, updates: Any) -> Any:
 
 
 def _accumulation(call: Call) -> Any:
-    """Return how many updates an accumulating write has, or what stands in the way."""
+    """Return how many updates are put in order; 0 where each is held against each place.
+
+    Where lengths vary, each is: the comparison and the sum are one kernel, and hold no pairs.
+    """
     if not call.values["accumulate"] or _masks(call):
         return 0
     shapes = [value.shape for value in (call.values["self"], *_given(call))]
     if not all(isinstance(size, int) for shape in shapes for size in shape):
-        return [list(shape) for shape in shapes]
+        return 0
     updates = torch.broadcast_shapes(*shapes[1:])
     return 0 if pairs_of(shapes[0], updates) <= MOST_PAIRS else updates.numel()
 
@@ -92,9 +95,9 @@ def _accumulation(call: Call) -> Any:
         lambda call: [str(index.dtype).removeprefix("torch.") for index in _given(call)],
     ),
     when(
-        "shapes are known and there are few updates, where it accumulates: pairs of them and "
-        f"places <= {MOST_PAIRS}, or updates <= {MOST_UPDATES}",
-        lambda call: isinstance(_accumulation(call), int) and _accumulation(call) <= MOST_UPDATES,
+        "there are few updates, where it accumulates: pairs of them and "
+        f"places <= {MOST_PAIRS}, or updates <= {MOST_UPDATES}, or their number varies",
+        lambda call: _accumulation(call) <= MOST_UPDATES,
         _accumulation,
     ),
 )

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-from singlecard.lowering.call import Call
-from singlecard.lowering.conditions import arg, when
+from singlecard.lowering.conditions import arg
 from singlecard.lowering.declaration import accepts, lowers
 from singlecard.network.net import Net
 from singlecard.network.tensor import Size, Tensor
@@ -108,28 +106,20 @@ def flat_diagonal(
     return net.reshape(x, [*x.shape[:-2], rows * columns]), start, columns + 1
 
 
-def _unfolded_extent(call: Call) -> Any:
-    x = call.values["self"]
-    return x.shape[call.values["dimension"]] if x.ndim else 1
-
-
 @lowers(aten.unfold.default)
-@accepts(
-    when(
-        "the extent of the unfolded axis is known",
-        lambda call: isinstance(_unfolded_extent(call), int),
-        _unfolded_extent,
-    )
-)
 def unfold(net: Net, self: Tensor, dimension: int, size: int, step: int) -> Tensor:
     """Windows of one axis, each as a row of a new last axis."""
     x = self if self.ndim else net.reshape(self, [1])
     axis = dimension % x.ndim
-    count = net.result.shape[axis] if self.ndim else 1
+    count: Size = net.size_of(net.result.shape[axis]) if self.ndim else 1
     if size == step:  # windows that touch are rows of the axis itself
-        rows = net.narrow(x, axis, 0, count * size)
+        rows = net.narrow(x, axis, 0, net.size_math("PROD", count, size))
         sizes = net.sizes(x)
         windows = net.reshape(rows, [*sizes[:axis], count, size, *sizes[axis + 1 :]])
+    elif isinstance(count, Tensor):
+        starts = net.prod(net.iota(count), net.scalar(step, torch.int64, 1))
+        own = net.constant(torch.arange(size)[None])
+        windows = net.gather(x, net.sum(net.unsqueeze(starts, 1), own), axis)
     else:
         places = torch.arange(count)[:, None] * step + torch.arange(size)
         windows = net.gather(x, net.constant(places), axis)
