@@ -49,6 +49,8 @@ def _add(
         return f"{span.input} has {len(shape)} dimensions, none of them is {span.axis}"
     size = shape[span.axis]
     expr = size.node.expr if isinstance(size, torch.SymInt) else None
+    if expr is not None and not isinstance(expr, sympy.Symbol) and expr.free_symbols:
+        return None  # such as 2 * s, which varies with what s is the size of
     if not isinstance(expr, sympy.Symbol):
         return (
             f"axis {span.axis} of {span.input} does not vary, it is {size}: compile with "
