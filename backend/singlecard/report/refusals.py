@@ -72,8 +72,10 @@ def _replaced(size: Any) -> sympy.Expr:
 
 def _check_bounds(size: Any, item: Range, where: str) -> None:
     """Refuse a range beyond the sizes for which the model runs the same code."""
-    bounds = size.node.shape_env.bound_sympy(_replaced(size))
-    low = int(bounds.lower) if bounds.lower.is_Integer else None
+    expr = _replaced(size)
+    bounds = size.node.shape_env.bound_sympy(expr)
+    # A symbol begins at 2 by PyTorch's own rule, and 2 * s at 4: no guard says so.
+    low = int(bounds.lower) if bounds.lower.is_Integer and expr.is_Symbol else None
     high = int(bounds.upper) if bounds.upper.is_Integer else None
     too_low = low is not None and item.min is not None and item.min < low and low > 2
     too_high = high is not None and item.max is not None and item.max > high
