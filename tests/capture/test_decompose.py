@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.backend.harness import Watched, equal
 from tests.lowering.check import check
 
 prims = torch.ops.prims
@@ -38,3 +39,15 @@ def test_what_is_left_is_lowered(name: str) -> None:
     """One of these in a model's loss or its masks took the ops around it out of the engine."""
     function, inputs = LEFT[name]
     check(function, *inputs)
+
+
+def test_a_sum_with_a_batch_of_products_lies_as_its_kernel_leaves_it() -> None:
+    """What a caller reads by strides would be another element: ``self`` may be transposed."""
+    x = torch.randn(2, 6, 4).transpose(1, 2)
+    a, b = torch.randn(2, 4, 5), torch.randn(2, 5, 6)
+    compiled = Watched(torch.baddbmm)
+    got = compiled(x, a, b)
+    want = torch.baddbmm(x, a, b)
+    assert got.stride() == want.stride()
+    equal(got, want)
+    assert compiled.lowered and not compiled.reasons

@@ -86,6 +86,11 @@ def _take(self: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return aten.index.Tensor(self.reshape(-1), [index])  # type: ignore[no-any-return]
 
 
+def _baddbmm(self: torch.Tensor, *rest: Any, **named: Any) -> Any:
+    """Like PyTorch's, whose sum would lie as its first operand does; the kernel's is contiguous."""
+    return decomposition_table[aten.baddbmm.default](self.contiguous(), *rest, **named)
+
+
 def _linspace(start: Any, end: Any, steps: int, **named: Any) -> Any:
     """Like PyTorch's, but in float32 for floats up to that: its own computes ends in float64."""
     kind = named.get("dtype") or torch.get_default_dtype()
@@ -187,6 +192,7 @@ def own_decompositions() -> dict[Any, Callable[..., Any]]:
         **{getattr(aten.linspace, overload): _linspace for overload in _LINSPACE},
         **{getattr(aten.logspace, overload): _logspace for overload in _LINSPACE},
         **_cross_entropies(),
+        aten.baddbmm.default: _baddbmm,
         aten.cat.default: _cat,
         aten.mkldnn_rnn_layer.default: _lstm_layer,
         aten.empty.memory_format: _empty,
