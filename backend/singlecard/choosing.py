@@ -46,6 +46,7 @@ from singlecard.placement import (
 )
 from singlecard.precision.casts import lower_precision
 from singlecard.precision.demote import demote_float64
+from singlecard.precision.places import places_of
 from singlecard.precision.points import is_named, names_of, points_of
 from singlecard.precision.quantize import ROUNDING, quantize
 from singlecard.targets import check_types
@@ -149,7 +150,7 @@ class Choosing:
     def _place(self, program: Program, spans: Mapping[sympy.Symbol, Triple]) -> Placement:
         """Choose what is quantized: as asked, as assigned, or by what the plans say."""
         options, points = self.options, points_of(program)
-        kept = self._kept_fp32(program)
+        kept = self._kept_fp32(program) | places_of(program).kept
         decisions = decide(points, options.precision, options.calibration, self._reason_of, kept)
         candidates = {item.name: item.taken for item in decisions if item.taken in ASSIGNABLE}
         if options.precision not in ROUNDING or not candidates:

@@ -140,7 +140,10 @@ def decide(
         if reason is not None:
             decisions.append(Decision(point.name, asked, "fp32", f"it stays in PyTorch: {reason}"))
         elif point.node in kept_fp32:
-            words = "it computes in FP32: keep_fp32 names it, or its values leave FP16's range"
+            words = (
+                "it computes in FP32: keep_fp32 names it, its values leave FP16's range, or they "
+                "are places, angles or what is compared"
+            )
             decisions.append(Decision(point.name, asked, "fp32", words))
         elif asked in ("fp16", "fp32"):
             decisions.append(Decision(point.name, asked, asked))

@@ -1,6 +1,6 @@
 """Where a Program computes in FP16 or BF16: casts are placed, every value's type is known after.
 
-Values that follow from integers alone (positions, rotary angles, masks) stay in FP32: FP16 cannot
+Places, angles and what is compared stay in FP32, as `precision/places.py` finds them: FP16 cannot
 tell position 2049 from 2048. A cache that is written in place keeps its type: it is the caller's
 memory. Sums over many elements stay in FP32 too, with the squares that go
 into them and the roots that are drawn from them. What exceeds the low type's range, as masks do
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import torch
@@ -23,28 +23,9 @@ from singlecard.capture.quantized import dequantize, fake_quantize, quantized_at
 from singlecard.lowering.call import tensors_in
 from singlecard.passes.intervals import interval_of
 from singlecard.precision.bounds import bound_of
+from singlecard.precision.places import FULL_PRECISION, places_of, read_places
 
 aten = torch.ops.aten
-
-#: Reductions whose sum can leave FP16's range, or lose small terms.
-_FULL_PRECISION = frozenset(
-    {
-        aten.mean.dim,
-        aten.mean.default,
-        aten.sum.dim_IntList,
-        aten.sum.default,
-        aten.prod.dim_int,
-        aten.var.correction,
-        aten.var_mean.correction,
-        aten.cumsum.default,
-        aten.cumprod.default,
-        aten.logsumexp.default,
-        aten.linalg_vector_norm.default,
-    }
-)
-
-#: What a network spends its time on; computed in the low type whatever its inputs follow from.
-_HEAVY = frozenset({aten.linear.default, aten.addmm.default, aten.convolution.default})
 
 #: Ops between a square and its sum, or behind a sum: small, and with values of any magnitude.
 _POINTWISE = frozenset(
@@ -88,7 +69,7 @@ class _Lowering:
     ) -> None:
         self.program, self.dtype, self.stays = program, dtype, stays
         self.casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
-        self.from_integers: set[fx.Node] = set()
+        self.places = places_of(program)
         self.statistics: set[fx.Node] = set()
 
     def run(self) -> None:
@@ -124,14 +105,12 @@ class _Lowering:
             self.original(arg) == torch.float32 for arg in floats
         ):
             return
-        computed = [arg for arg in floats if arg.op != "get_attr"]  # constants follow the others
-        if not floats or (
-            computed
-            and node.target not in _HEAVY
-            and all(arg in self.from_integers for arg in computed)
-        ):
-            self.from_integers.add(node)
+        if node in self.places:
+            if node in self.places.kept:
+                self.program.trace.append(f"keep_places at {node.name}")
+            self.recast_inputs(node, torch.float32)
             return
+        computed = [arg for arg in floats if arg.op != "get_attr"]  # constants follow the others
         if self.is_statistic(node, computed):
             self.statistics.add(node)
             self.recast_inputs(node, torch.float32)
@@ -140,7 +119,8 @@ class _Lowering:
             self.recast_inputs(node, torch.float32)
             return
         self.saturate_numbers(node)
-        self.recast_inputs(node, self.dtype)
+        read = {arg for arg in read_places(node) if arg in self.places}
+        self.recast_inputs(node, self.dtype, read)
         self.retype(node)
 
     def is_statistic(self, node: fx.Node, computed: list[fx.Node]) -> bool:
@@ -148,9 +128,9 @@ class _Lowering:
         if self.stays(node):
             return False
         behind = node.target in _POINTWISE and all(
-            arg in self.from_integers or arg in self.statistics for arg in computed
+            arg in self.places or arg in self.statistics for arg in computed
         )
-        return node.target in _FULL_PRECISION or (bool(computed) and behind)
+        return node.target in FULL_PRECISION or (bool(computed) and behind)
 
     def saturate_numbers(self, node: fx.Node) -> None:
         """Replace finite numbers that the low type cannot hold by the largest that it can."""
@@ -166,18 +146,21 @@ class _Lowering:
     def follow(self, node: fx.Node) -> None:
         """Give an item of a tuple the type that the tuple's maker gives it now."""
         source: Any = node.args[0]
-        if source in self.from_integers:
-            self.from_integers.add(node)
         now = source.meta["val"][node.args[1]]
         if isinstance(now, torch.Tensor) and now.dtype != node.meta["val"].dtype:
             self.retype(node)
 
-    def recast_inputs(self, node: fx.Node, dtype: torch.dtype) -> None:
+    def recast_inputs(
+        self, node: fx.Node, dtype: torch.dtype, exact: Set[fx.Node] = frozenset()
+    ) -> None:
+        """Give an op its FP32 arguments in a type; those in ``exact`` stay as they are."""
         # The lowering knows which type TensorRT wants a scale in.
         scale = node.args[1] if node.target in (fake_quantize, dequantize) else None
 
         def convert(arg: fx.Node) -> fx.Node:
-            if arg is not scale and self.is_float(arg) and self.original(arg) == torch.float32:
+            if arg is scale or arg in exact:
+                return arg
+            if self.is_float(arg) and self.original(arg) == torch.float32:
                 return self.cast(arg, dtype)
             return arg
 
@@ -206,10 +189,10 @@ class _Lowering:
         if is_mask:  # less, so that its sum with scores is a number still
             limit *= 0.75
         elif value.op != "get_attr" and not (
-            value in self.from_integers or value in self.statistics
+            value in self.places.integral or value in self.statistics
         ):
             return value
-        if value.target in _FULL_PRECISION or bound_of(self.program, value) <= limit:
+        if value.target in FULL_PRECISION or bound_of(self.program, value) <= limit:
             return value
         constant = self.program.constant(value)
         if constant is not None:  # folded later, infinities kept
@@ -272,7 +255,7 @@ class _Lowering:
 
 def _feeds_sums(node: fx.Node) -> bool:
     """Tell whether a value is a term of sums and nothing else, so that it may be large."""
-    return node.target in _TERMS and all(user.target in _FULL_PRECISION for user in node.users)
+    return node.target in _TERMS and all(user.target in FULL_PRECISION for user in node.users)
 
 
 def _is_mask(node: fx.Node) -> bool:

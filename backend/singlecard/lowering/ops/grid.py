@@ -31,7 +31,12 @@ def grid_sampler_2d(
 ) -> Tensor:
     """Elements of a plane at computed places."""
     mode, border = _MODES[interpolation_mode], _BORDERS[padding_mode]
-    return net.grid_sample(input, grid, mode, border, align_corners)
+    # The layer wants one type for both (tensorrt_rtx 1.7.1.116): places in FP32 set it.
+    kind = torch.float32 if torch.float32 in (input.dtype, grid.dtype) else input.dtype
+    sampled = net.grid_sample(
+        net.cast(input, kind), net.cast(grid, kind), mode, border, align_corners
+    )
+    return net.cast(sampled, input.dtype)
 
 
 @lowers(aten.grid_sampler_3d.default)
