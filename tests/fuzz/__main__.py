@@ -155,7 +155,7 @@ class Campaign:
 
         totals, seconds = self.totals, time.monotonic() - self.started
         print(
-            f"{totals.programs} programs in {seconds / 60:.0f} minutes, "
+            f"{totals.programs} programs of series {self.chosen.seed}, {seconds / 60:.0f} minutes; "
             f"{totals.through_dynamo} of them through Dynamo: {totals.evaluated} evaluated by the "
             f"reference, {totals.engines} engines"
         )
