@@ -91,7 +91,7 @@ def _compile(
         chosen = dataclasses.replace(chosen, targets=(target_of(device),))
     if execution == "engine" and chosen.runtime == "torch_tensorrt":
         load_torch_tensorrt()
-    session = Session(chosen, execution, build)
+    session = Session(chosen, execution, build, reports=False)
     return compile_in(session, module, examples, remembers=build)
 
 
@@ -148,26 +148,26 @@ def compile_in(
             return leave(error)
         recall = _recall(session, module, examples, spans) if remembers else None
 
+        behind = options.build == "background" and session.execution != "reference"
+
         def compile_program(program: Program) -> Executable:
             program.scope = scope
             executable = session.compile(program, spans)
-            made.extend(session.graphs[-1:])  # a session that only watches keeps none
-            if recall is not None:
-                recall.keep(session.graphs[-1], executable)
-            return executable
-
-        behind = options.build == "background" and session.execution != "reference"
-
-        def compile_behind(program: Program) -> Executable:
-            executable = compile_program(program)
-            for engine in session.graphs[-1].engines:
-                if engine.built:
-                    events.record_background_build(engine.digest)
+            for graph in session.graphs[-1:]:
+                if session.reports:
+                    made.append(graph)
+                if recall is not None:
+                    recall.keep(graph, executable)
+                for engine in graph.engines if behind else ():
+                    if engine.built:
+                        events.record_background_build(engine.digest)
+            if not session.reports:
+                session.graphs.clear()
             return executable
 
         at_once = session.execution == "eager"
         later = functools.partial(
-            Pending, compile_program=compile_behind, at_once=at_once, strict=options.strict
+            Pending, compile_program=compile_program, at_once=at_once, strict=options.strict
         )
 
         def captured(values: Sequence[Any]) -> Callable[..., Any]:

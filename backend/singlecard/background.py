@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -23,7 +23,7 @@ log = topic("capture")
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
-_building: set[Future[None]] = set()
+_building: dict[Future[None], Pending] = {}
 _beginning = threading.Lock()
 
 
@@ -41,18 +41,21 @@ def wait_for_builds(timeout: float | None = None) -> bool:
     return not wait(given, timeout).not_done
 
 
-def _submit(work: Callable[[], None]) -> None:
-    """Run work after what was given before: one build at a time takes all cores already.
+def _submit(pending: Pending) -> None:
+    """Build after what was given before: one build at a time takes all cores already.
 
-    A process that ends waits for what was begun, and finds it built when it starts again.
+    A process that ends waits for what was begun, and finds it built when it starts again. But one
+    that goes on to other models would wait for those that are gone, and hold their weights.
     """
     global _pool
     with _lock:
         if _pool is None:
             _pool = ThreadPoolExecutor(1, "singlecard-build")
-        future = _pool.submit(work)
-        _building.add(future)
-    future.add_done_callback(_building.discard)
+        for other in tuple(_building.values()):  # one may just be done
+            other.give_up()
+        future = _pool.submit(pending.work)
+        _building[future] = pending
+    future.add_done_callback(lambda done: _building.pop(done, None))
 
 
 #: Why an engine that was built for fewer sizes than its graph takes is not used.
@@ -85,7 +88,10 @@ class Pending:
         self._frozen = in_pytorch.frozen
         self._inference = torch.is_inference_mode_enabled()
         self._guards = Guards()
-        self._compile = functools.partial(compile_program, program)
+        #: What is compiled, until it is; its weights may go meanwhile.
+        self._program: Program | None = program
+        program.frozen = {}
+        self._compile = compile_program
         self._begun = False
         self._strict = strict
         self._failed: Exception | None = None
@@ -98,17 +104,31 @@ class Pending:
                 self._begun = True
                 try:
                     self._guards.look()
-                    _submit(self._work)
+                    _submit(self)
                 except Exception as error:  # such as no more threads
                     self._leave(error)
 
-    def _work(self) -> None:
+    def give_up(self) -> None:
+        """Do not build what nobody can call any more; what is being built is finished."""
+        if self._frozen.are_gone():
+            self._program = None
+
+    def work(self) -> None:
+        """Build, and let the calls that follow have it."""
+        program, self._program = self._program, None
+        if program is None:
+            return
+        # Without them, for a model that is gone, the engines are there when it comes again.
+        program.frozen = dict(zip(self._frozen.places, self._frozen.weights, strict=False))
         try:
             with torch.inference_mode(self._inference), torch.no_grad():
-                compiled = self._compile()
+                compiled = self._compile(program)
         except Exception as error:
             self._leave(error)
             return
+        finally:
+            program.frozen = {}
+            del program
         if self._guards.have_changed():  # Dynamo is done, and would not check what was found here
             log.warning("%s: this graph stays in PyTorch", _NARROWED)
         elif self._frozen.are_unchanged():
@@ -118,6 +138,7 @@ class Pending:
 
     def _leave(self, error: Exception) -> None:
         if self._strict:
+            traceback.clear_frames(error.__traceback__)  # which hold the model
             self._failed = error
             return
         reason = reason_of(error, "compiling a graph in the background")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 from torch._dynamo.exc import TorchDynamoException
 from torch._guards import TracingContext, tracing
@@ -58,10 +60,11 @@ class Recall:
             place for place, node in enumerate(placeholders) if is_frozen(node, examples[place])
         ]
         weights = [examples[place] for place in places]
-        #: Of what varies only what Dynamo knows: the first call's own would never be freed.
+        #: Of what varies only what Dynamo knows, and no weights: the first call's own would never
+        #: be freed, and neither would the model.
         self.examples = [
-            example if is_frozen(node, example) else node.meta.get("example_value", example)
-            for node, example in zip(placeholders, examples, strict=True)
+            None if place in places else node.meta.get("example_value", example)
+            for place, (node, example) in enumerate(zip(placeholders, examples, strict=True))
         ]
         self._weights = Frozen(places, weights)
         behind = session.options.build == "background" and has_batch_norm(module.graph)
@@ -70,6 +73,11 @@ class Recall:
             found = fingerprint(module, examples)
         self.digest = None if found is None else recipe_digest(found, session.options, spans)
         self._guards = Guards()
+
+    def weights_at(self, places: Sequence[int]) -> list[torch.Tensor]:
+        """Return the weights at some places of the graph's inputs."""
+        known = dict(zip(self._weights.places, self._weights.weights, strict=True))
+        return [known[place] for place in places]
 
     def find(self, capture: Capture) -> Callable[..., Any] | None:
         """Return what runs the graph, or None where it is not known or an engine is missing.
@@ -99,7 +107,7 @@ class Recall:
         if self.session.execution == "eager":
             return self.module.forward  # which the caller does not run
         recalled = Recalled(recipe, entry, self, capture)
-        return recalled if self._weights.are_current(self.examples) else None
+        return recalled if self._weights.are_unchanged() else None
 
     def keep(self, graph: Graph, executable: Executable) -> None:
         """Remember what became of the graph, if it is such that the short way can say it.
@@ -117,8 +125,8 @@ class Recall:
         recipe = graph.recipe
         if self.digest is None or recipe is None or self._guards.have_changed():
             return
-        unchanged = self._weights.are_current(self.examples) and self._statistics.are_current()
-        if not unchanged or not executable.frozen.are_in(self.examples):
+        unchanged = self._weights.are_unchanged() and self._statistics.are_current()
+        if not unchanged or not executable.frozen.are_among(self._weights):
             return
         with contextlib.suppress(NotPlain):
             remember(self.session.cache, self.digest, recipe_to_plain(recipe))
@@ -128,17 +136,13 @@ class Recalled:
     """Runs a graph's engine; captures the graph after all when its weights have changed."""
 
     def __init__(self, recipe: Recipe, entry: Entry, recall: Recall, capture: Capture) -> None:
-        module, examples, wiring = recall.module, recall.examples, recipe.wiring
+        module, wiring = recall.module, recipe.wiring
         self._in_pytorch, self._capture = module.forward, capture
         self._passed = recipe.passed
         self._strict = recall.session.options.strict
-        placeholders = module.graph.find_nodes(op="placeholder")
-        # Weights come with every call: what varies is kept for another capture.
-        self._examples = [
-            None if is_frozen(node, example) else example
-            for node, example in zip(placeholders, examples, strict=True)
-        ]
-        weights = [examples[place] for place in wiring.frozen]
+        #: What varies, for another capture; weights come with every call.
+        self._examples = recall.examples
+        weights = recall.weights_at(wiring.frozen)
         frozen = Frozen(wiring.frozen, weights)
         self._statistics = Statistics(weights if has_batch_norm(module.graph) else ())
         self._context = TracingContext.try_get()
@@ -158,8 +162,10 @@ class Recalled:
             runner = TorchTensorRTRunner(entry.plan, binding, entry)
         run = in_range(runner, binding, None)
         #: Emptied when the graph is captured after all: its engine leaves the card for the other.
-        #: In a list, for Dynamo's wrapper around this keeps a copy of each attribute.
-        self._executables = [Executable(wiring, [run], frozen)]
+        #: In a list, for Dynamo's wrapper around this keeps a copy of each attribute. And when one
+        #: of its weights is gone: Dynamo keeps this for as long as the process lives.
+        self._executables = executables = [Executable(wiring, [run], frozen)]
+        self._weights = [weakref.ref(item, lambda _: executables.clear()) for item in weights]
 
     def __call__(self, *args: Any) -> Any:
         try:

@@ -89,6 +89,8 @@ class Session(Choosing):
         progress: told of the builder's phases.
         graphs: one entry for each graph that was captured.
         timings: seconds by stage: capture, passes, partition, lowering, digest, build.
+        reports: whether ``graphs`` is kept for a report. What only runs must not gather there what
+            became of each set of weights.
     """
 
     options: Options
@@ -97,6 +99,7 @@ class Session(Choosing):
     progress: Progress | None = None
     graphs: list[Graph] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
+    reports: bool = True
 
     @functools.cached_property
     def remote(self) -> RemoteTier | None:
@@ -154,6 +157,7 @@ class Session(Choosing):
         graph.trace = program.trace
         self._tell(graph.fallback)
         executable = Executable.of(program, work.steps, frozen)
+        program.settle()  # parts that run in PyTorch may hold it, and the model may go
         if self.execution == "engine" and program.again is not None:
             program.let_go()  # engines have the weights, and the model
         wiring, passed = executable.wiring, program.passed

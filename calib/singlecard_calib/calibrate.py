@@ -13,7 +13,7 @@ from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
 from singlecard.errors import CalibrationError, OptionError, SinglecardError
 from singlecard.options import Options
 from singlecard.precision.table import CalibrationTable
-from singlecard.report.measure import fresh_call
+from singlecard.report.measure import compiled_for_now
 from singlecard.report.origin import first_line
 from singlecard.unmatched import tell_of_model
 from singlecard_calib.choose import Smoothing
@@ -189,15 +189,16 @@ def _collecting(
     session = Collecting(options, expected)
     check_evaluation(model)
     tell_of_model(model, session.options)
-    watched = _Watched(model, session)
-    if not isinstance(model, torch.nn.Module):
-        yield watched
-        return
-    before, model._compiled_call_impl = model._compiled_call_impl, None
-    try:
-        yield watched
-    finally:
-        model._compiled_call_impl = before
+    with compiled_for_now(model, session.backend) as compiled:
+        watched = _Watched(model, session, compiled)
+        if not isinstance(model, torch.nn.Module):
+            yield watched
+            return
+        before, model._compiled_call_impl = model._compiled_call_impl, None
+        try:
+            yield watched
+        finally:
+            model._compiled_call_impl = before
 
 
 class _ModelFailed(Exception):
@@ -211,9 +212,10 @@ class _ModelFailed(Exception):
 class _Watched:
     """Calls a model through a collecting session."""
 
-    def __init__(self, model: Callable[..., Any], session: Collecting) -> None:
-        self.model, self.session = model, session
-        self.compiled = torch.compile(fresh_call(model), backend=session.backend)
+    def __init__(
+        self, model: Callable[..., Any], session: Collecting, compiled: Callable[..., Any]
+    ) -> None:
+        self.model, self.session, self.compiled = model, session, compiled
 
     def __call__(self, call: Call) -> Any:
         """Make a call.

@@ -39,7 +39,7 @@ from singlecard.precision.points import Point, points_of
 from singlecard.precision.quantize import ROUNDING, quantize, refusal
 from singlecard.precision.table import CalibrationTable
 from singlecard.precision.weights import Quantized
-from singlecard.report.measure import fresh_call
+from singlecard.report.measure import compiled_for_now
 from singlecard.report.plan_rows import format_bytes
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.runners import eager_runner
@@ -206,10 +206,12 @@ def search_precision(
     if table is None:
         table = calibrate(model, fitted, weights="int8")
     options = {"precision": "fp16", "targets": targets, "calibration": table}
-    work = _Work(model, judged, Options.parse(options), table, metric or relative_l2)
-    if round_weights:
-        work.instead = rounded_weights(model, fitted, work.points, table)
-    found = _Searching(work, tolerance, precisions, progress).run()
+    work = _Work(judged, Options.parse(options), table, metric or relative_l2)
+    with compiled_for_now(model, work.backend) as work.call:
+        work.expected = work.outputs()
+        if round_weights:
+            work.instead = rounded_weights(model, fitted, work.points, table)
+        found = _Searching(work, tolerance, precisions, progress).run()
     if round_weights:
         written = write_weights(work.points, work.instead, found.assignment)
         graphs = tuple(
@@ -228,7 +230,6 @@ class _Work(Session):
 
     def __init__(
         self,
-        model: Callable[..., Any],
         held: Sequence[tuple[tuple[Any, ...], dict[str, Any]]],
         options: Options,
         table: CalibrationTable,
@@ -241,8 +242,8 @@ class _Work(Session):
         self.running: list[_Again] = []
         self.known: dict[tuple[Any, ...], Quantized] = {}
         self.instead: dict[tuple[str, str], torch.Tensor] = {}
-        self.call = torch.compile(fresh_call(model), backend=self.backend)
-        self.expected = self.outputs()
+        self.call: Callable[..., Any]
+        self.expected: list[Any] = []
 
     def backend(self, graph: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
         return compile_in(self, graph, examples)

@@ -13,7 +13,7 @@ from singlecard.capture.program import Program
 from singlecard.options import Options
 from singlecard.partition import divide
 from singlecard.precision.points import points_of
-from singlecard.report.measure import fresh_call
+from singlecard.report.measure import compiled_for_now
 from singlecard.runtime.executable import Executable
 from singlecard.runtime.runners import eager_runner
 from singlecard.session import Session
@@ -35,8 +35,7 @@ def watch(
         By name, the sum of x xᵀ over all rows x: FP32 [channels, channels].
     """
     session = _Watching(tensors)
-    run = torch.compile(fresh_call(model), backend=session.backend)
-    with torch.no_grad():
+    with torch.no_grad(), compiled_for_now(model, session.backend) as run:
         for args, kwargs in data:
             run(*args, **kwargs)
     return session.moments

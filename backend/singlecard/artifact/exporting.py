@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch.fx.experimental import proxy_tensor
 
 from singlecard.artifact.archive import MANIFEST, SIGNATURE, Writer, check_folder, writing
 from singlecard.artifact.captured import Captured, capture_model
@@ -162,19 +165,19 @@ def export(
     chosen = entrance.options
     key = _key(chosen)
     Cache(chosen.cache_dir).open()
-    captured = capture_model(entrance, progress)
-    engines = tuple(captured.graph.engines)
-    with tempfile.TemporaryDirectory(prefix="singlecard-") as folder, writing(target) as writer:
-        manifest = _write(writer, captured, chosen, fallback, Path(folder))
-        content = json.dumps(manifest, indent=1, sort_keys=True).encode()
-        writer.add(MANIFEST, content)
-        if key is not None:
-            writer.add(SIGNATURE, sign(content, key))
+    with _forgetting_nodes():
+        captured = capture_model(entrance, progress)
+        with tempfile.TemporaryDirectory(prefix="singlecard-") as folder, writing(target) as writer:
+            manifest = _write(writer, captured, chosen, fallback, Path(folder))
+            content = json.dumps(manifest, indent=1, sort_keys=True).encode()
+            writer.add(MANIFEST, content)
+            if key is not None:
+                writer.add(SIGNATURE, sign(content, key))
     signature = captured.signature
     return ExportReport(
         target,
         target.stat().st_size,
-        engines,
+        tuple(captured.graph.engines),
         sum(not segment.lowered for segment in captured.segments),
         captured.graph.ops,
         captured.graph.lowered_ops,
@@ -185,6 +188,15 @@ def export(
         tuple(map(_remark, captured.changed)),
         captured.timings,
     )
+
+
+@contextmanager
+def _forgetting_nodes() -> Iterator[None]:
+    """Let go of what PyTorch 2.13 keeps of the last export: nodes, and with them its weights."""
+    try:
+        yield
+    finally:
+        getattr(proxy_tensor, "_FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT", {}).clear()
 
 
 def _remark(argument: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -147,6 +148,7 @@ def capture(
         for node, example in zip(placeholders, examples, strict=True)
     ]
 
+    count = len(examples)
     ours: list[Exception] = []
 
     def inner(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -158,14 +160,12 @@ def capture(
 
     def compile_captured(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         frozen = _frozen_values(gm, copy, static)
-
-        is_whole = len(examples) == len(example_inputs)
+        is_whole = count == len(example_inputs)
         passed = _passed(TracingContext.try_get()) if is_whole else None
 
         def compile_weights(weights: dict[int, torch.Tensor]) -> Executable:
-            again = functools.partial(program_from_aot, gm, weights)
-            program = again()
-            program.passed, program.again = passed, again
+            program = program_from_aot(gm, weights)
+            program.passed, program.again = passed, _again(gm, weights)
             return compile_program(program)
 
         with _disable_current_modes():  # Dynamo calls inside a fake mode; weights are real
@@ -199,6 +199,22 @@ def capture(
         raise CaptureError(f"PyTorch could not capture the graph ({error})") from error
     finally:
         ours.clear()  # their tracebacks lead back here
+        static.clear()  # AOTAutograd keeps its compilers, and must not keep the model with them
+
+
+def _again(gm: fx.GraphModule, weights: Mapping[int, torch.Tensor]) -> Callable[[], Program]:
+    """Return what captures a graph once more with the same weights, which it does not keep."""
+    held = {place: weakref.ref(weight) for place, weight in weights.items()}
+
+    def again() -> Program:
+        found = {place: item for place, weight in held.items() if (item := weight()) is not None}
+        if len(found) < len(held):
+            raise CaptureError(
+                f"{len(held) - len(found)} weights of a graph are gone: it cannot be captured again"
+            )
+        return program_from_aot(gm, found)
+
+    return again
 
 
 def _passed(context: TracingContext | None) -> tuple[tuple[int, int], ...] | None:

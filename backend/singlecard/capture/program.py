@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ class Program:
         spill: where constants are put that are made of the frozen ones; None: in memory.
         again: captures the same graph with the same weights once more; None where that cannot be.
         scope: what surrounds the graph in the model that it is of.
+        followed: by name, constants that are weights and are not held: they come from the model.
         constness: of nodes that were asked about, whether they follow from constants alone.
             Rewrites keep values, and so keep this.
     """
@@ -58,6 +60,7 @@ class Program:
     spill: Spill | None = None
     again: Callable[[], Program] | None = None
     scope: Scope = Scope()
+    followed: dict[str, weakref.ref[torch.Tensor]] = field(default_factory=dict, repr=False)
     constness: dict[fx.Node, bool] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -112,6 +115,15 @@ class Program:
         for name, value in list(self.module.named_buffers(remove_duplicate=False)):
             self.module.register_buffer(name, value.to("meta"))
 
+    def settle(self) -> None:
+        """Say that the graph changes no more: it keeps no weight alive, and goes when it is let go.
+
+        A module and its graph hold one another, so that constants would wait for a collection.
+        """
+        self.frozen = {}
+        self.constness.clear()
+        self.graph.owning_module = None
+
     def discard(self) -> None:
         """Free all that this Program alone holds; it is of no use any more.
 
@@ -126,10 +138,17 @@ class Program:
             self.graph.erase_node(node)
 
     def follow_weights(self) -> None:
-        """Hold the weights themselves where constants are weights: where they go, these go too."""
+        """Know the weights themselves where constants are weights: where they go, these go too.
+
+        Neither they nor their memory are kept from here on; see `followed`.
+        """
         own = {_extent(weight): weight for weight in self.frozen.values()}
         for name, value in list(self.module.named_buffers(remove_duplicate=False)):
-            self.module._buffers[name] = own.get(_extent(value), value)
+            weight = own.get(_extent(value))
+            if weight is not None:
+                self.followed[name] = weakref.ref(weight)
+                self.module._buffers[name] = value.to("meta")
+        self.frozen = {}
 
     def new_constant(self, before: fx.Node, value: torch.Tensor, like: fx.Node) -> fx.Node:
         """Add a constant in front of ``before``; ``like`` lends its module path and place."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,15 +29,17 @@ class Statistics:
     def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
         held = [item for item in tensors if not isinstance(item, torch.nn.Parameter)]
         referrers: list[Any] = gc.get_referrers(*held) if held else []
-        self._buffers = [item for item in referrers if isinstance(item, dict) and _COUNT in item]
-        self._seen = self._counts()
+        buffers = [item for item in referrers if isinstance(item, dict) and _COUNT in item]
+        counts = {id(count): count for item in buffers if (count := item[_COUNT]) is not None}
+        # A module that is gone, or counts in another tensor, is no longer the one that was seen.
+        self._counts = [
+            (weakref.ref(count), -1 if count.is_inference() else count._version)
+            for count in counts.values()
+        ]
 
     def are_current(self) -> bool:
-        return self._counts() == self._seen
-
-    def _counts(self) -> list[tuple[int, int]]:
-        found = [buffers.get(_COUNT) for buffers in self._buffers]
-        return [
-            (id(item), -1 if item is None or item.is_inference() else item._version)
-            for item in found
-        ]
+        for reference, version in self._counts:
+            count = reference()
+            if count is None or (version >= 0 and count._version != version):
+                return False
+        return True

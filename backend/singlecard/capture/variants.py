@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
@@ -40,25 +42,40 @@ class Executable(Protocol):
 class _Weights:
     """A set of weights, known by identity and not kept alive."""
 
-    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
-        self._references = [weakref.ref(tensor) for tensor in tensors]
+    def __init__(self, tensors: Sequence[torch.Tensor], let_go: Callable[[_Weights], None]) -> None:
+        """Know these tensors.
+
+        Args:
+            tensors: the weights.
+            let_go: called with this when the first of them is gone.
+        """
+        self.are_gone = False
         self.rebuilds = 0
         #: Version counters of weights that could not be compiled: it is not tried again with them.
         self.failed: list[int | None] | None = None
+        own, method = weakref.ref(self), weakref.WeakMethod(let_go)
+
+        def gone(_: Any) -> None:
+            weights, call = own(), method()
+            if weights is not None and not weights.are_gone:
+                weights.are_gone = True
+                if call is not None:
+                    call(weights)
+
+        self._references = [weakref.ref(tensor, gone) for tensor in tensors]
 
     def are(self, tensors: Sequence[torch.Tensor]) -> bool:
         pairs = zip(self._references, tensors, strict=True)
         return all(reference() is tensor for reference, tensor in pairs)
 
-    def are_alive(self) -> bool:
-        return all(reference() is not None for reference in self._references)
 
 
 def _versions(tensors: Sequence[torch.Tensor]) -> list[int | None]:
     return [None if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
-class _Variant(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Variant:
     weights: _Weights
     statistics: Statistics
     executable: Executable
@@ -71,6 +88,10 @@ class Variants:
     is written to between all calls is being trained: after `REBUILDS` compilations its graph runs
     in PyTorch. Many modules may share one graph, such as the layers of a model that are compiled
     one by one: where a set of weights comes back that had to make room, there is room for one more.
+
+    Dynamo keeps a graph for as long as the process lives, whatever became of the model. So what was
+    compiled goes as soon as one of its weights is gone: with the model, or with a layer that was
+    replaced.
     """
 
     def __init__(
@@ -96,9 +117,16 @@ class Variants:
         self._room = VARIANTS
         self._compiling = threading.Lock()
         self._has_statistics = has_statistics
-        self._known = [_Weights(list(frozen.values()))]
+        # Both are changed by single steps of C: a weight may go in any thread, at any time.
+        self._known = [_Weights(list(frozen.values()), self._let_go)]
         self._kept: list[_Variant] = []
         self._keep(self._known[0], dict(frozen))
+
+    def _let_go(self, weights: _Weights) -> None:
+        _take_out(self._known, weights)
+        for item in tuple(self._kept):
+            if item.weights is weights:
+                _take_out(self._kept, item)
 
     def __call__(self, args: Sequence[Any]) -> list[Any]:
         try:
@@ -133,13 +161,13 @@ class Variants:
         """Compile for the weights in ``args``; return None where that is no use any more."""
         given = {place: args[place] for place in self._places}
         tensors = list(given.values())
-        weights = next((item for item in self._known if item.are(tensors)), None)
+        weights = next((item for item in tuple(self._known) if item.are(tensors)), None)
         if weights is not None and weights.failed == _versions(tensors):
             return None
         if weights is None:
-            weights = _Weights(tensors)
-            self._known = [item for item in self._known if item.are_alive()] + [weights]
-        elif not any(item.weights is weights for item in self._kept):
+            weights = _Weights(tensors, self._let_go)
+            self._known.append(weights)
+        elif not any(item.weights is weights for item in tuple(self._kept)):
             self._room += 1
         elif weights.rebuilds >= REBUILDS:
             warn_once(
@@ -161,10 +189,17 @@ class Variants:
         statistics = Statistics(frozen.values() if self._has_statistics else ())
         executable = self._compile(frozen)
         # An engine that nobody can call would keep its memory of the card.
-        useful = [
-            item
-            for item in self._kept
-            if item.statistics.are_current() and not item.executable.is_lost()
-        ]
-        self._kept = [_Variant(weights, statistics, executable), *useful][: self._room]
+        for item in tuple(self._kept):
+            if not item.statistics.are_current() or item.executable.is_lost():
+                _take_out(self._kept, item)
+        self._kept.insert(0, _Variant(weights, statistics, executable))
+        del self._kept[self._room :]
+        if weights.are_gone:
+            self._let_go(weights)
         return executable
+
+
+def _take_out(items: list[Any], item: Any) -> None:
+    """Take something out of a list, unless another thread has done so."""
+    with contextlib.suppress(ValueError):
+        items.remove(item)

@@ -42,6 +42,29 @@ def fresh_call(module: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
+def compiled_for_now(
+    module: Callable[..., Any],
+    backend: Callable[[torch.fx.GraphModule, Sequence[Any]], Callable[..., Any]],
+) -> Iterator[Callable[..., Any]]:
+    """Compile ``module`` for the calls within, and let go of backend and graphs at the end.
+
+    Dynamo keeps both for as long as the process lives: with them what they know of the model.
+    """
+    held, made = [backend], list[Callable[..., Any]]()
+
+    def ours(graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+        place = len(made)
+        made.append(held[0](graph, examples))
+        return lambda *values: made[place](*values)
+
+    try:
+        yield torch.compile(fresh_call(module), backend=ours)
+    finally:
+        held.clear()
+        made.clear()
+
+
+@contextmanager
 def cpu_convolutions(choose: bool) -> Iterator[None]:
     """Let PyTorch choose among its CPU convolutions, or not.
 
@@ -102,7 +125,8 @@ def run_compiled(session: Session, call: Arguments, axes: Axes) -> Any:
     before = Counter(breaks)
     try:
         with torch.no_grad(), patched, collection_paused(), cpu_convolutions(choose=False):
-            return torch.compile(fresh_call(call.model), backend=backend)(*call.args, **call.kwargs)
+            with compiled_for_now(call.model, backend) as compiled:
+                return compiled(*call.args, **call.kwargs)
     except BackendCompilerFailed as error:  # Dynamo's envelope around an error of ours
         if isinstance(error.inner_exception, SinglecardError):
             raise error.inner_exception from error

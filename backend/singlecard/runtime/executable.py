@@ -103,9 +103,9 @@ class Executable:
         if not self.frozen.are_in(args):
             return None
         if not self._leaves_no_trace:
-            return self(args) if self.frozen.are_unchanged() else None
+            return self(args) if self.frozen.are_unchanged(args) else None
         results = self(args)
-        return results if self.frozen.are_unchanged() else None
+        return results if self.frozen.are_unchanged(args) else None
 
     def is_lost(self) -> bool:
         """Tell whether no call can have the weights any more that it was compiled for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,23 +36,38 @@ Runner = Callable[[Sequence[Any]], Sequence[Any]]
 
 def eager_runner(program: Program, segment: Segment) -> Runner:
     """Run the ops of a segment as PyTorch has them."""
-    module = module_of(program, segment)
+    module, weights = module_of(program, segment), _followed_by(program, segment).values()
+    module.graph.owning_module = None  # they hold one another: it goes when it is let go
 
     def run(values: Sequence[Any]) -> Sequence[Any]:
-        return module(*values)  # type: ignore[no-any-return]
+        found = [weight() for weight in weights]
+        return module(*values, *found)  # type: ignore[no-any-return]
 
     return run
+
+
+def _followed_by(program: Program, segment: Segment) -> dict[fx.Node, weakref.ref[torch.Tensor]]:
+    """Return the weights that a segment reads and its Program does not hold."""
+    if not program.followed:
+        return {}
+    return {
+        arg: program.followed[str(arg.target)]
+        for node in segment.nodes
+        for arg in node.all_input_nodes
+        if arg.op == "get_attr" and str(arg.target) in program.followed
+    }
 
 
 def module_of(program: Program, segment: Segment) -> fx.GraphModule:
     """Return the ops of a segment as a module that takes and gives its values.
 
-    Ops that read memory get their arguments as eager PyTorch lays them out.
+    Ops that read memory get their arguments as eager PyTorch lays them out. Weights that the
+    Program does not hold are taken behind the segment's inputs.
     """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     root: dict[str, Any] = {}
-    for node in segment.inputs:
+    for node in (*segment.inputs, *_followed_by(program, segment)):
         copies[node] = graph.placeholder(node.name)
         copies[node].meta = {"val": node.meta["val"]}
     sources = {
