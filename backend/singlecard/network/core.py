@@ -11,6 +11,7 @@ import torch
 from singlecard.errors import LoweringError
 from singlecard.host_memory import on_cpu
 from singlecard.network import versions
+from singlecard.network.endings import end
 from singlecard.network.flavour import trt
 from singlecard.network.logger import Messages, new_logger
 from singlecard.network.tensor import Tensor
@@ -41,6 +42,11 @@ class Core:
         self._values: dict[int, torch.Tensor] = {}
         self._scope = ""
         self._names: dict[str, int] = {}
+
+    def __del__(self) -> None:
+        held = dict(vars(self))
+        vars(self).clear()
+        end(held)
 
     @contextmanager
     def scope(self, path: str) -> Iterator[None]:

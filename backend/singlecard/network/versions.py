@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from singlecard.collection import collection_paused
 from singlecard.errors import BuildError, LoweringError, RuntimeFailure
+from singlecard.network.endings import making
 from singlecard.network.flavour import flavour_name, flavour_version, trt
 from singlecard.network.logger import Messages
 
@@ -216,7 +216,7 @@ def new_builder(logger: trt.ILogger, messages: Messages) -> trt.Builder:
         BuildError: this flavour needs a GPU to build, and finds none.
     """
     try:
-        with collection_paused():
+        with making():
             return trt.Builder(logger)
     except TypeError as error:  # pybind11 turns the null pointer that TensorRT returned into this
         if builds_for_other_cards():
@@ -237,7 +237,7 @@ def new_runtime(logger: trt.ILogger, messages: Messages) -> trt.Runtime:
         RuntimeFailure: TensorRT finds no GPU that it can use.
     """
     try:
-        with collection_paused():
+        with making():
             return trt.Runtime(logger)
     except TypeError as error:
         raise RuntimeFailure(
