@@ -115,14 +115,14 @@ def compile_in(
     """
     options = session.options
 
-    def leave(error: Exception) -> Callable[..., Any]:
+    def leave(error: Exception, values: Sequence[Any]) -> Callable[..., Any]:
         """Return PyTorch in place of what raised, unless the caller must know."""
         if options.strict or isinstance(error, BAD_INPUT):
             raise error
         reason = reason_of(error, "compiling a graph")
         log.warning("%s: this graph stays in PyTorch", reason)
         session.graphs.append(Graph.left_out(module, reason))
-        return in_pytorch(module, examples, options)
+        return in_pytorch(module, values, options)
 
     made: list[Graph] = []
 
@@ -145,7 +145,7 @@ def compile_in(
         except TorchDynamoException:
             raise
         except Exception as error:
-            return leave(error)
+            return leave(error, examples)
         recall = _recall(session, module, examples, spans) if remembers else None
 
         behind = options.build == "background" and session.execution != "reference"
@@ -176,7 +176,7 @@ def compile_in(
             except TorchDynamoException:
                 raise  # Dynamo's own way to start over
             except Exception as error:
-                return leave(error)
+                return leave(error, values)
 
         found = None if recall is None else recall.find(captured)
         compiled = captured(examples) if found is None else found

@@ -76,8 +76,8 @@ def compiled(module: nn.Module, **options: Any) -> Callable[..., Any]:
     return torch.compile(module, backend="singlecard", options=given)  # type: ignore[no-any-return]
 
 
-def swap(use: Callable[[nn.Module], object], rounds: int = 3) -> None:
-    """Use one model after the other; all that was of each must be gone, and nothing must gather."""
+def swap(use: Callable[[nn.Module], object], rounds: int = 3) -> list[int]:
+    """Use one model after the other, prove that each is gone, and return the bytes left."""
     sizes = []
     for _ in range(rounds):
         module = model()
@@ -89,13 +89,19 @@ def swap(use: Callable[[nn.Module], object], rounds: int = 3) -> None:
         gc.collect()
         assert not alive(parts)
         sizes.append(bytes_alive())
+    return sizes
+
+
+def swap_all(use: Callable[[nn.Module], object], rounds: int = 3) -> None:
+    """Use one model after the other: each must be gone, and nothing may gather."""
+    sizes = swap(use, rounds)
     assert sizes[-1] <= sizes[0], "bytes of tensors after each model"
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_models_that_are_swapped_are_freed(name: str) -> None:
     """A program that loads one model after the other runs out of memory."""
-    swap(lambda module: compiled(module, **OPTIONS[name])(X))
+    swap_all(lambda module: compiled(module, **OPTIONS[name])(X))
 
 
 def test_models_that_compile_themselves_are_freed() -> None:
@@ -105,7 +111,7 @@ def test_models_that_compile_themselves_are_freed() -> None:
         module.compile(backend="singlecard", options={"execution": "reference", "targets": "sm89"})
         module(X)
 
-    swap(use)
+    swap_all(use)
 
 
 def test_calibrated_models_are_freed() -> None:
@@ -115,7 +121,7 @@ def test_calibrated_models_are_freed() -> None:
         table = singlecard.calibrate(module, [X, 2 * X])
         compiled(module, precision="int8", calibration=table, execution="reference")(X)
 
-    swap(use, rounds=2)
+    swap_all(use, rounds=2)
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -134,7 +140,7 @@ def test_models_whose_build_failed_are_freed(monkeypatch: pytest.MonkeyPatch, st
             call(X)
 
     monkeypatch.setattr(session, "get_engine", refuse)
-    swap(use)
+    swap_all(use)
 
 
 @pytest.mark.parametrize("build", ["now", "background"])
@@ -150,7 +156,7 @@ def test_models_with_engines_are_freed(machine: Machine, build: str, recalled: b
             call(X)
         NETWORKS.clear()  # which the stand-in keeps
 
-    swap(use)
+    swap_all(use)
 
 
 @pytest.mark.parametrize("options", [{"execution": "reference"}, {"execution": "eager"}])
