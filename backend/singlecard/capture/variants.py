@@ -69,7 +69,6 @@ class _Weights:
         return all(reference() is tensor for reference, tensor in pairs)
 
 
-
 def _versions(tensors: Sequence[torch.Tensor]) -> list[int | None]:
     return [None if tensor.is_inference() else tensor._version for tensor in tensors]
 
