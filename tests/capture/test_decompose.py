@@ -51,3 +51,17 @@ def test_a_sum_with_a_batch_of_products_lies_as_its_kernel_leaves_it() -> None:
     assert got.stride() == want.stride()
     equal(got, want)
     assert compiled.lowered and not compiled.reasons
+
+
+def test_a_fill_of_a_transposed_value_leaves_the_graph_functional() -> None:
+    """PyTorch's decomposition writes into new memory: the whole graph would stay in PyTorch."""
+
+    def filled(x: torch.Tensor) -> torch.Tensor:
+        return (x * 2).transpose(0, 1).index_fill(0, torch.zeros(1, dtype=torch.long), 3.0)
+
+    x = torch.randn(4, 6)
+    compiled = Watched(filled)
+    got, want = compiled(x), filled(x)
+    assert got.stride() == want.stride()
+    equal(got, want)
+    assert compiled.lowered and not compiled.reasons

@@ -91,6 +91,12 @@ def _baddbmm(self: torch.Tensor, *rest: Any, **named: Any) -> Any:
     return decomposition_table[aten.baddbmm.default](self.contiguous(), *rest, **named)
 
 
+def _copy_strided(a: torch.Tensor, stride: Sequence[Any]) -> torch.Tensor:
+    """A copy with these strides. PyTorch's own writes into new memory, which no graph may hold."""
+    memory = torch.empty_strided(a.shape, stride, dtype=a.dtype, device=a.device)
+    return aten.copy.default(memory, a)  # type: ignore[no-any-return]
+
+
 def _linspace(start: Any, end: Any, steps: int, **named: Any) -> Any:
     """Like PyTorch's, but in float32 for floats up to that: its own computes ends in float64."""
     kind = named.get("dtype") or torch.get_default_dtype()
@@ -198,4 +204,5 @@ def own_decompositions() -> dict[Any, Callable[..., Any]]:
         aten.empty.memory_format: _empty,
         aten.native_dropout.default: _native_dropout,
         aten.take.default: _take,
+        torch.ops.prims.copy_strided.default: _copy_strided,
     }
