@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+import singlecard
 from tests.graphs import fired, simplified, targets
 
 
@@ -82,3 +84,43 @@ def test_product_used_flat_too() -> None:
             return product.view(2, 3, 5) + 1, product.sum(0)
 
     simplified(Twice(), torch.randn(2, 3, 4))
+
+
+class Shared(nn.Module):
+    """A batch of products with one matrix, in the spelling given."""
+
+    def __init__(self, spelling: str) -> None:
+        super().__init__()
+        self.spelling = spelling
+        self.weight = nn.Parameter(torch.randn(64, 64), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight
+        if self.spelling == "linear":
+            return torch.nn.functional.linear(x.transpose(0, 1), weight)
+        if self.spelling == "right":
+            return x.transpose(0, 1) @ weight
+        if self.spelling == "left":
+            return weight @ x.transpose(-1, -2)
+        return torch.bmm(x, weight[None].expand(x.shape[0], 64, 64))
+
+
+@pytest.mark.parametrize("spelling", ["linear", "right", "left", "bmm"])
+def test_a_matrix_for_all_of_a_batch_is_stored_once(spelling: str) -> None:
+    """Stored for each row of the batch, the weights of attention grow with the prompt's length."""
+    model, x = Shared(spelling).eval(), torch.randn(8, 8, 64)
+    report = singlecard.verify(model, (x,), options={"targets": "sm89"})
+    assert (report.engines, report.coverage) == (1, 1.0)
+    assert report.relative_l2 < 1e-6
+    assert sum(plan.weights_bytes for plan in report.plans) < 1.5 * model.weight.numel() * 4
+
+
+def test_matrices_of_a_batch_stay_its_own() -> None:
+    """Taken for one matrix, all samples would be multiplied with the first one's."""
+
+    class Own(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return torch.bmm(x, y.expand(4, 5, 6).reshape(4, 6, 5))
+
+    program = simplified(Own(), torch.randn(4, 3, 6), torch.randn(4, 5, 6))
+    assert "aten.bmm.default" in targets(program)

@@ -27,7 +27,7 @@ from singlecard.passes.known import (
     name_empty,
     name_fill,
 )
-from singlecard.passes.linear import unflatten_product
+from singlecard.passes.linear import share_factor, unflatten_product
 from singlecard.passes.neutral import drop_neutral, drop_zero_bias
 from singlecard.passes.noop import drop_copy, drop_identity, merge_views
 from singlecard.passes.quantized import (
@@ -69,6 +69,7 @@ FIRST: tuple[Rule, ...] = (
     name_attention,
     fold_batch_norm,
     unflatten_product,
+    share_factor,
     work_at_lower_rank,
     skip_high_rank,
     drop_identity,
