@@ -466,10 +466,6 @@ class Sharing(nn.Module):
         (returns_view_of_written, "returns a view of a tensor that it writes to"),
         (lambda x: torch.linalg.inv(x.reshape(1, 3).T @ x[None]), "singular"),
         (Sharing(), "shares memory with another"),
-        (
-            lambda x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,)),
-            "cannot be compiled as one graph",
-        ),
     ],
 )
 def test_what_no_artifact_can_say(machine: Machine, model: Any, message: str) -> None:
@@ -477,6 +473,18 @@ def test_what_no_artifact_can_say(machine: Machine, model: Any, message: str) ->
     with pytest.raises(ArtifactError, match=message):
         machine.export(model, torch.rand(3))
     assert not machine.path.exists()
+
+
+def test_control_flow_stays_in_pytorch(machine: Machine) -> None:
+    """A branch that was taken for the example would be taken for every call."""
+
+    def choose(x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
+
+    loaded = machine.trip(choose, torch.rand(3))
+    for sign in (1, -1):
+        x = sign * torch.rand(3)
+        same(loaded(x), choose(x))
 
 
 def test_what_is_no_model(machine: Machine) -> None:

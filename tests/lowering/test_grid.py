@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from singlecard.errors import CaptureError
 from tests.lowering.check import check, refuse
 
 
@@ -49,7 +50,7 @@ def test_affine_grid() -> None:
 
 def test_unknown_mode_stays_in_pytorch() -> None:
     """PyTorch itself has no cubic sampling of volumes: eager must be the one to say so."""
-    with pytest.raises(RuntimeError):
+    with pytest.raises(CaptureError, match="bicubic interpolation only supports 4D input"):
         refuse(
             lambda x, g: torch.ops.aten.grid_sampler_3d(x, g, 2, 0, False),
             torch.randn(1, 1, 2, 2, 2),

@@ -14,6 +14,7 @@ from singlecard.backend import compile_in
 from singlecard.capture.program import Program
 from singlecard.options import Options
 from singlecard.precision.points import Point, is_named, names_of, points_of
+from singlecard.report.arguments import arguments_of
 from singlecard.report.measure import run_compiled
 from singlecard.runtime.executable import Executable
 from singlecard.session import Session
@@ -91,6 +92,10 @@ def in_closure(model: nn.Module) -> Callable[..., Any]:
     return call
 
 
+def verified(session: Naming, model: Callable[..., Any], x: Tensor = TOKENS) -> Any:
+    return run_compiled(session, arguments_of(model, (x,), {}), {})
+
+
 def compiled_in_place(model: nn.Module, session: Naming) -> Any:
     model.compile(backend=session.backend)
     return model(TOKENS)
@@ -103,10 +108,10 @@ CAPTURES: dict[str, Callable[[nn.Module, Naming], Any]] = {
     "model.compile": compiled_in_place,
     "forward": lambda m, s: torch.compile(m.forward, backend=s.backend)(TOKENS),
     "closure": lambda m, s: torch.compile(in_closure(m), backend=s.backend)(TOKENS),
-    "verify": lambda m, s: run_compiled(s, m, (TOKENS,), {}),
-    "verify, closure": lambda m, s: run_compiled(s, in_closure(m), (TOKENS,), {}),
-    "verify, forward": lambda m, s: run_compiled(s, m.forward, (TOKENS,), {}),
-    "verify, compiled": lambda m, s: run_compiled(s, torch.compile(m), (TOKENS,), {}),
+    "verify": lambda m, s: verified(s, m),
+    "verify, closure": lambda m, s: verified(s, in_closure(m)),
+    "verify, forward": lambda m, s: verified(s, m.forward),
+    "verify, compiled": lambda m, s: verified(s, torch.compile(m)),
 }
 
 
@@ -119,7 +124,7 @@ def test_names_survive_another_capture(kind: type[Model], capture: str) -> None:
     torch.manual_seed(0)
     model, session, first = kind().eval(), Naming(), Naming()
     with torch.no_grad():
-        run_compiled(first, model, (TOKENS,), {})
+        verified(first, model)
         torch._dynamo.reset()
         CAPTURES[capture](model, session)
     assert [point.name for point in session.points[0]] == NAMES
@@ -131,7 +136,7 @@ def test_tensors_have_the_name_of_their_first_reader() -> None:
     """A tensor that two ops read has one scale: with two, a kernel would round it twice."""
     session = Naming()
     with torch.no_grad():
-        run_compiled(session, Model().eval(), (TOKENS,), {})
+        verified(session, Model().eval())
     tensors = {point.name: [name for name, _ in point.operands] for point in session.points[0]}
     attention = "layers.0:attention"
     assert tensors[attention] == [
@@ -149,9 +154,9 @@ def test_changed_weights_change_the_signature() -> None:
     first, second = Naming(), Naming()
     model = nn.Linear(4, 4).eval()
     with torch.no_grad():
-        run_compiled(first, model, (torch.ones(2, 4),), {})
+        verified(first, model, torch.ones(2, 4))
         model.weight[0, 0] += 1e-3
-        run_compiled(second, model, (torch.ones(2, 4),), {})
+        verified(second, model, torch.ones(2, 4))
     (a,), (b,) = first.signatures, second.signatures
     assert a.keys() == b.keys() == {"model:linear"}
     assert a["model:linear"]["weights"] != b["model:linear"]["weights"]
@@ -162,9 +167,7 @@ def test_modules_in_containers() -> None:
     models = {"first": nn.Linear(4, 4).eval(), "second": nn.Sequential(nn.Linear(4, 4)).eval()}
     session = Naming()
     with torch.no_grad():
-        run_compiled(
-            session, lambda x: models["second"](models["first"](x)), (torch.ones(2, 4),), {}
-        )
+        verified(session, lambda x: models["second"](models["first"](x)), torch.ones(2, 4))
     assert [p.name for p in session.points[0]] == ["first:linear", "second.0:linear"]
 
 

@@ -63,7 +63,8 @@ def choose_ranges(
         LoweringError: no sizes within a range that the user gave meet the guards.
     """
     found: dict[sympy.Symbol, Triple] = {}
-    guards, hints = guards_of(environment), _hints(environment)
+    hints = _hints(environment)
+    guards = [expr for expr in guards_of(environment) if not _is_of_tracing(expr, spans)]
     for together in _components(symbols, guards):
         wanted = [
             _wanted(
@@ -143,6 +144,20 @@ def guards_of(environment: Any) -> list[sympy.Basic]:
         if bounds is not None and bounds.upper.is_Integer:
             found[sympy.Le(stands, bounds.upper)] = None
     return [expr for expr in found if expr.free_symbols]
+
+
+def _is_of_tracing(expr: sympy.Basic, spans: Mapping[sympy.Symbol, Triple]) -> bool:
+    """Tell whether a guard only says that PyTorch traces a size of 1 apart.
+
+    Where the user's range begins at 1 all the same, one program serves 1 as well.
+    """
+    if len(expr.free_symbols) != 1 or not isinstance(expr, (sympy.Ne, sympy.Ge, sympy.Gt)):
+        return False
+    (symbol,) = expr.free_symbols
+    if symbol not in spans or spans[symbol][0] != 1:
+        return False
+    holds = [expr.xreplace({symbol: sympy.Integer(size)}) == sympy.true for size in (1, 2)]
+    return holds == [False, True]
 
 
 def _chooses_kernel(guard: Any) -> bool:
