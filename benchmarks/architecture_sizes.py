@@ -102,7 +102,7 @@ def render_page(result: dict[str, Any]) -> str:
         "Made by `python benchmarks/architecture_sizes.py`: one call as listed, two with further "
         "sizes, `dynamic=None`, default options, engines built for SM89, the reference answers.",
         "",
-        f"{result['machine']}",
+        ", ".join(f"{name} {value}" for name, value in result["machine"].items()) + ".",
         "",
         f"{len(rows)} models called at three sizes, {len(right)} right at all of them; engines for "
         f"varying sizes in {len(built)}. {len(result['rows']) - len(rows)} more have a cache among "
