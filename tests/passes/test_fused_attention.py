@@ -45,7 +45,9 @@ def expected(
 
 
 def call(op: Any, *args: Any, like: Callable[..., Any], **kwargs: Any) -> Any:
-    return pytest.param(op.default, args, kwargs, like, id=f"{op.__name__}-{len(args)}-{kwargs}")
+    return pytest.param(
+        op.default, args, kwargs, like, id=f"{op.__name__}-{len(args)}-{','.join(kwargs)}"
+    )
 
 
 FLASH = aten._scaled_dot_product_flash_attention
