@@ -74,10 +74,12 @@ class Faults:
 
         Raises:
             HalfWritten: it was that already.
+            CalibrationError: the data is not fit to calibrate with; no table comes of it.
+            RewriteError: a check was asked for.
             Exception: what PyTorch raises for this call; then nothing is told, for the call was to
                 raise.
         """
-        if isinstance(error, HalfWritten):
+        if isinstance(error, (HalfWritten, CalibrationError, RewriteError)):
             raise error
         traceback.clear_frames(error.__traceback__)  # what the failed attempt holds is not needed
         try:
