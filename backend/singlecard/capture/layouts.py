@@ -117,7 +117,7 @@ def layout_of(value: torch.Tensor) -> Layout | None:
         known, broadcast = False, ()
     exact = strides if known else None
     if order == tuple(range(value.ndim)) and not broadcast:
-        if exact in (None, _contiguous(sizes)):
+        if exact is None or exact == _contiguous(sizes):  # what is not known is not asked about
             return None
     return Layout(order, broadcast, exact)
 
