@@ -92,10 +92,11 @@ class Ranges:
         names = names_of(program)
         self.largest.update({name: self.largest.get(name, 0.0) for name in names.values()})
         integers = _from_integers(program)
+        all_masks = _masks(program)
         for node in program.graph.nodes:
             if node.op == "output" or node in integers or not _is_float32(node):
                 continue
-            masks = _is_mask(node)
+            masks = node in all_masks
             readers = {names[user] for user in node.users if user in names}
             if node.op == "get_attr":
                 if not masks and _largest(program.constant(node)) > LARGEST:
@@ -169,13 +170,20 @@ def _is_floating(node: fx.Node) -> bool:
     return any(isinstance(item, torch.Tensor) and item.is_floating_point() for item in items)
 
 
-def _is_mask(node: fx.Node) -> bool:
-    """Tell whether a value is added to attention's scores, or is such a sum, and nothing else."""
-    if node.target in _PRODUCTS or not node.users:
-        return False
-    return all(
-        user.target is aten._softmax.default
-        or (user.target is attention and user.args[3] is node and node not in user.args[:3])
-        or (user.target in _PASSING and _is_mask(user))
-        for user in node.users
-    )
+def _masks(program: Program) -> set[fx.Node]:
+    """Return values that are added to attention's scores, or are such sums, and nothing else.
+
+    From the last to the first, so that what uses a value is known before it.
+    """
+    found: set[fx.Node] = set()
+    for node in reversed(program.graph.nodes):
+        if node.target in _PRODUCTS or not node.users:
+            continue
+        if all(
+            user.target is aten._softmax.default
+            or (user.target is attention and user.args[3] is node and node not in user.args[:3])
+            or (user.target in _PASSING and user in found)
+            for user in node.users
+        ):
+            found.add(node)
+    return found

@@ -118,9 +118,12 @@ def _unviewed(value: object) -> object:
 
 
 def _integers_before(node: fx.Node) -> Iterator[fx.Node]:
-    waiting = [node]
+    waiting, seen = [node], {node}
     while waiting:
         for arg in waiting.pop().all_input_nodes:
+            if arg in seen:
+                continue
+            seen.add(arg)
             if arg.op == "call_function" and not arg.meta["val"].is_floating_point():
                 yield arg
                 waiting.append(arg)
@@ -128,9 +131,12 @@ def _integers_before(node: fx.Node) -> Iterator[fx.Node]:
 
 def _scaling(node: fx.Node) -> Iterator[fx.Node]:
     """Yield what is computed from a product of integers, up to its second factor."""
-    waiting = [(node, 2)]
+    waiting, seen = [(node, 2)], set[tuple[fx.Node, int]]()
     while waiting:
         item, factors = waiting.pop()
+        if (item, factors) in seen:
+            continue
+        seen.add((item, factors))
         for user in item.users:
             if user.target not in _BEHIND:
                 continue

@@ -110,11 +110,28 @@ _OF_ONE: dict[Any, Callable[[Interval], Interval]] = {
 }
 
 
-def interval_of(program: Program, value: Any, depth: int = _DEPTH) -> Interval:
+def interval_of(program: Program, value: Any) -> Interval:
     """Return an interval that holds all elements of a value; NaN is not asked about.
 
     A result beyond what its type holds counts as infinite, as it is.
     """
+    return _interval(program, value, _DEPTH, {})
+
+
+#: What is known of values, each looked into so many ops deep.
+_Known = dict[tuple[fx.Node, int], Interval]
+
+
+def _interval(program: Program, value: Any, depth: int, known: _Known) -> Interval:
+    """Look into each value once at each depth: ``y = x + x`` leads to its source by 2^n ways."""
+    if not isinstance(value, fx.Node):
+        return _worked_out(program, value, depth, known)
+    if (value, depth) not in known:
+        known[value, depth] = _worked_out(program, value, depth, known)
+    return known[value, depth]
+
+
+def _worked_out(program: Program, value: Any, depth: int, known: _Known) -> Interval:
     if isinstance(value, (bool, int, float)):
         return Interval(float(value), float(value))
     if not isinstance(value, fx.Node) or depth == 0:
@@ -130,7 +147,7 @@ def interval_of(program: Program, value: Any, depth: int = _DEPTH) -> Interval:
     if not fake.dtype.is_floating_point:
         info = torch.iinfo(fake.dtype)
         return Interval(float(info.min), float(info.max))
-    return _held(_made(program, value, depth - 1), torch.finfo(fake.dtype).max)
+    return _held(_made(program, value, depth - 1, known), torch.finfo(fake.dtype).max)
 
 
 def _of_constant(value: torch.Tensor) -> Interval:
@@ -145,9 +162,9 @@ def _held(found: Interval, limit: float) -> Interval:
     return Interval(low, found.high if found.high <= limit else math.inf)
 
 
-def _made(program: Program, node: fx.Node, depth: int) -> Interval:
+def _made(program: Program, node: fx.Node, depth: int, known: _Known) -> Interval:
     def of(value: Any) -> Interval:
-        return interval_of(program, value, depth)
+        return _interval(program, value, depth, known)
 
     target, args = node.target, node.args
     if target is aten._to_copy.default or target is torch.ops.prims.convert_element_type.default:

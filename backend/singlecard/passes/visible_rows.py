@@ -67,11 +67,25 @@ def _is_open(node: fx.Node) -> bool:
     return is_call(node, ops.attention) and len(node.args) == 7 and not node.args[4]
 
 
-def largest_of_rows(program: Program, mask: fx.Node, depth: int = _DEPTH) -> float:
+def largest_of_rows(program: Program, mask: fx.Node) -> float:
     """Return a number that some key of each row reaches; minus infinity where none is known.
 
     Of a boolean mask: zero where each row is known to leave some key.
     """
+    return _largest(program, mask, _DEPTH, {})
+
+
+#: What is known of masks, each looked into so many ops deep.
+_Known = dict[tuple[fx.Node, int], float]
+
+
+def _largest(program: Program, mask: fx.Node, depth: int, known: _Known) -> float:
+    if (mask, depth) not in known:
+        known[mask, depth] = _worked_out(program, mask, depth, known)
+    return known[mask, depth]
+
+
+def _worked_out(program: Program, mask: fx.Node, depth: int, known: _Known) -> float:
     constant = program.constant(mask)
     if constant is not None:
         return _of_constant(constant)
@@ -80,7 +94,7 @@ def largest_of_rows(program: Program, mask: fx.Node, depth: int = _DEPTH) -> flo
     least = interval_of(program, mask).low
     if least > -torch.inf or depth == 0 or not mask.meta["val"].is_floating_point():
         return least
-    found = _of_sources(program, mask, depth - 1)
+    found = _of_sources(program, mask, depth - 1, known)
     return found if found >= -torch.finfo(mask.meta["val"].dtype).max else -torch.inf
 
 
@@ -94,11 +108,11 @@ def _of_constant(value: torch.Tensor) -> float:
     return least if least == least else -torch.inf  # NaN hides nothing, and says nothing
 
 
-def _of_sources(program: Program, mask: fx.Node, depth: int) -> float:
+def _of_sources(program: Program, mask: fx.Node, depth: int, known: _Known) -> float:
     """Look for the key of each row in what a mask is made of; rows are broadcast whole."""
 
     def of(value: Any) -> float:
-        return largest_of_rows(program, value, depth) if isinstance(value, fx.Node) else -torch.inf
+        return _largest(program, value, depth, known) if isinstance(value, fx.Node) else -torch.inf
 
     if is_call(mask, aten._to_copy.default, aten.clone.default, aten.expand.default):
         return of(mask.args[0])

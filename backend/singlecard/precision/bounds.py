@@ -46,8 +46,29 @@ _CHOICES = frozenset({aten.where.self, aten.masked_fill.Scalar, aten.masked_fill
 _LOOKED_THROUGH = 1 << 18
 
 
-def bound_of(program: Program, value: Any, depth: int = 16) -> float:
+#: How far a value is looked into.
+_DEPTH = 16
+
+
+def bound_of(program: Program, value: Any) -> float:
     """Return a number that no finite element exceeds in magnitude; infinity where none is known."""
+    return _bound(program, value, _DEPTH, {})
+
+
+def _bound(
+    program: Program, value: Any, depth: int, known: dict[tuple[fx.Node, int], float]
+) -> float:
+    """Look into each value once at each depth: ``y = x + x`` leads to its source by 2^n ways."""
+    if not isinstance(value, fx.Node):
+        return _worked_out(program, value, depth, known)
+    if (value, depth) not in known:
+        known[value, depth] = _worked_out(program, value, depth, known)
+    return known[value, depth]
+
+
+def _worked_out(
+    program: Program, value: Any, depth: int, known: dict[tuple[fx.Node, int], float]
+) -> float:
     infinity = float("inf")
     if isinstance(value, (bool, int, float)):
         return abs(float(value)) if math.isfinite(value) else 0.0
@@ -75,7 +96,7 @@ def bound_of(program: Program, value: Any, depth: int = 16) -> float:
         parts = list(value.args)
     if not parts:
         return infinity
-    bounds = [bound_of(program, part, depth - 1) for part in parts]
+    bounds = [_bound(program, part, depth - 1, known) for part in parts]
     if value.target in _SUMS:
         return sum(bounds)
     if value.target in _PRODUCTS:
