@@ -1,4 +1,4 @@
-"""What rules ask of a value is answered in steps that grow with the ops before it, not with ways."""
+"""What rules ask of a value is answered in steps that grow with the ops before it, not the ways."""
 
 from __future__ import annotations
 
