@@ -74,6 +74,7 @@ def graph_of_call(function: Callable[..., Any], args: Any, kwargs: Mapping[str, 
             filled[place] = node
         new_args, new_kwargs = pytree.tree_unflatten(filled, spec)
         result = graph.call_function(function, tuple(new_args), new_kwargs)
+        result.meta["example_value"] = _fake_answer(function, args, kwargs)
         graph.output((result,))
         structure[:] = [pytree.tree_structure(0)]
     else:
@@ -87,6 +88,15 @@ def graph_of_call(function: Callable[..., Any], args: Any, kwargs: Mapping[str, 
 
         graph.output(graph.call_function(op, tuple(inputs)))
     return fx.GraphModule({}, graph), [leaves[place] for place in places], structure
+
+
+def _fake_answer(function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Return what Dynamo notes of a call: its answer, without numbers."""
+    with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake_args, fake_kwargs = pytree.tree_map_only(
+            torch.Tensor, mode.from_tensor, (args, dict(kwargs))
+        )
+        return function(*fake_args, **fake_kwargs)
 
 
 def copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -57,12 +57,14 @@ def _replace(
         # A tensor subclass, such as a quantized weight, brings its own meaning of the call.
         if any(type(arg.meta.get("example_value")) is not FakeTensor for arg in _tensors(node)):
             continue
+        answer = node.meta.get("example_value")
         given = arguments(dict(zip(names, node.args, strict=False)) | dict(node.kwargs))
         if given is None:
             continue
         with graph.inserting_before(node):
             whole = graph.call_function(own, given)
-            if own is ops.attention and (layout := layout_of(node.meta["example_value"])):
+            is_laid = own is ops.attention and isinstance(answer, torch.Tensor)
+            if is_laid and (layout := layout_of(answer)):
                 whole.target, whole.args = ops.laid_attention, (*given, list(layout.order))
         whole.meta = dict(node.meta)
         node.replace_all_uses_with(whole)
