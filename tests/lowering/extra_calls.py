@@ -38,6 +38,7 @@ _LINE, _IMAGE, _VOLUME = _floats(1, 2, 5), _floats(1, 2, 5, 6), _floats(1, 2, 2,
 _HEADS = tuple(_floats(1, 2, 4, 16).sin() * scale for scale in (1.0, 0.5, 2.0))
 _BIAS = _floats(1, 2, 4, 4)
 _STEPS = [2.0**-9, 2.0**-8, 2.0**-6, 2.0**-8]
+_MANY_PLACES = torch.arange(70_000) % 300
 _SCALAR = (_call(_floats(3, 4), 0.5), _call(_integers(3, 4), 2))
 
 EXTRA: dict[str, tuple[Arguments, ...]] = {
@@ -80,7 +81,10 @@ EXTRA: dict[str, tuple[Arguments, ...]] = {
     "aten.gt.Scalar": _SCALAR,
     "aten.le.Scalar": _SCALAR,
     "aten.lt.Scalar": _SCALAR,
-    "aten.matmul.default": (_call(_floats(2, 3, 4), _floats(4, 5)),),
+    "aten.matmul.default": (
+        _call(_floats(2, 3, 4), _floats(4, 5)),
+        _call(_integers(300, 300), _integers(300, 300)),
+    ),
     "aten.mul.Scalar": _SCALAR,
     "aten.ne.Scalar": _SCALAR,
     "aten.pow.Scalar": (_call(2.5, _floats(3, 4)),),
@@ -109,10 +113,13 @@ EXTRA: dict[str, tuple[Arguments, ...]] = {
     "aten.fmod.Scalar": _SCALAR,
     "aten.index_put.default": (
         _call(_floats(3, 4), [torch.tensor([0, 2, 0])], _floats(3, 4), True),
+        _call(_floats(300), [_MANY_PLACES], _floats(70_000), True),
     ),
     "aten.index_reduce.default": (
         _call(_floats(3, 4), 0, torch.tensor([0, 2]), _floats(2, 4), "amax"),
+        _call(_floats(300), 0, _MANY_PLACES, _floats(70_000), "amax"),
     ),
+    "aten.put.default": (_call(_floats(300), _MANY_PLACES, _floats(70_000), True),),
     "aten.max_pool2d_with_indices.default": (_call(_IMAGE, [2, 2], [1, 1], [0, 0], [2, 2]),),
     "aten.max_pool3d_with_indices.default": (_call(_VOLUME, [2, 2, 2]),),
     "aten.nanmedian.default": (_call(_floats(3, 5)),),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,19 +71,42 @@ _ON_IMAGES: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("wide", [False, True])
+def _degrees(x: torch.Tensor, messages: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    counts = torch.zeros(x.shape[0]).scatter_add(0, rows, torch.ones(rows.shape[0]))
+    sums = x.new_zeros(x.shape[0], 6).index_add(0, rows, messages)
+    return sums / counts.clamp(min=1)[:, None]
+
+
+def _reduced(x: torch.Tensor, messages: torch.Tensor, rows: torch.Tensor, how: str) -> torch.Tensor:
+    wide = rows[:, None].expand(-1, 6)
+    nothing = x.new_zeros(x.shape[0], 6)
+    return nothing.scatter_reduce(0, wide, messages, how, include_self=False)
+
+
+#: How libraries for graphs combine the messages of edges at nodes.
+_GATHERINGS: dict[str, Callable[..., Any]] = {
+    "index_add": lambda x, m, rows: x.new_zeros(x.shape[0], 6).index_add(0, rows, m),
+    "index_put": lambda x, m, rows: x.new_zeros(len(x), 6).index_put((rows,), m, accumulate=True),
+    "scatter_add": lambda x, m, rows: x.new_zeros(x.shape[0], 6).scatter_add(
+        0, rows[:, None].expand(-1, 6), m
+    ),
+    "scatter_add of places of their own": lambda x, m, rows: x.new_zeros(len(x), 6).scatter_add(
+        0, (rows[:, None] + torch.arange(6)) % x.shape[0], m
+    ),
+    "put": lambda x, m, rows: x.new_zeros(x.shape[0], 6).put(rows, m[:, 0], accumulate=True),
+    "degrees": _degrees,
+    **{how: functools.partial(_reduced, how=how) for how in ("amax", "amin", "mean", "prod")},
+}
+
+
+@pytest.mark.parametrize("name", _GATHERINGS)
 @torch.no_grad()
-def test_messages_between_nodes(wide: bool) -> None:
+def test_messages_between_nodes(name: str) -> None:
     """Graph networks have other nodes and edges in every call, and sums at nodes were PyTorch's."""
     linear = torch.nn.Linear(4, 6)
 
     def model(x: torch.Tensor, edges: torch.Tensor) -> Any:
-        messages = linear(x[edges[0]])
-        if wide:
-            rows = edges[1][:, None].expand(-1, 6)
-            return messages.new_zeros(x.shape[0], 6).scatter_add(0, rows, messages)
-        added = messages.new_zeros(x.shape[0], 6).index_add(0, edges[1], messages)
-        return added.index_put((edges[1],), messages, accumulate=True)
+        return _GATHERINGS[name](x, linear(x[edges[0]]), edges[1]) * 2
 
     session = Session(Options.parse({"targets": "sm89", "min_block_size": 1}), "reference", True)
     compiled = torch.compile(

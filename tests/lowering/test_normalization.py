@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.lowering.check import check, refuse, weight
+from tests.lowering.check import check, weight
 
 
 @pytest.mark.parametrize("axes", (1, 2))
@@ -84,4 +84,4 @@ def test_running_statistics_that_pytorch_computes_in_another_type_than_it_says()
         result, _, _, _, mean, var = norm(x, mean, mean, mean, var, 0.1, 1e-5)
         return result.relu(), mean.half() + 1.0, var.half() * 2.0
 
-    assert "_batch_norm_with_update_functional has no" in refuse(step, x, stat, stat * 2)
+    check(step, x, stat, stat * 2, build=True, tolerance=1e-3)  # one step of FP16

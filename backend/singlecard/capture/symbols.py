@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import sympy
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._sympy import functions
 
 aten = torch.ops.aten
@@ -248,3 +249,10 @@ class SizeNodes:
             *(item.meta["val"] if isinstance(item, fx.Node) else item for item in arguments)
         )
         return node
+
+
+def same_extents(before: Sequence[Any], after: Sequence[Any]) -> bool:
+    """Tell whether two shapes, given as sizes, are known to be equal."""
+    return len(before) == len(after) and all(
+        statically_known_true(x == y) for x, y in zip(before, after, strict=True)
+    )

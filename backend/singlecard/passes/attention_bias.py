@@ -25,7 +25,8 @@ from torch import fx
 
 from singlecard.capture import ops
 from singlecard.capture.program import Program
-from singlecard.passes.rule import is_call, only_user, rule, same_extents, same_shape, shape_of
+from singlecard.capture.symbols import same_extents
+from singlecard.passes.rule import is_call, only_user, rule, same_shape, shape_of
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)

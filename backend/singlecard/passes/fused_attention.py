@@ -14,10 +14,11 @@ from torch import fx
 
 from singlecard.capture import ops
 from singlecard.capture.program import PATH_KEYS, Program
+from singlecard.capture.symbols import same_extents
 from singlecard.lowering.call import Call
 from singlecard.lowering.outputs import used_entries
 from singlecard.lowering.table import REASON
-from singlecard.passes.rule import is_call, rule, same_extents, shape_of
+from singlecard.passes.rule import is_call, rule, shape_of
 
 aten = torch.ops.aten
 

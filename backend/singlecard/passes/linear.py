@@ -8,13 +8,13 @@ import torch
 from torch import fx
 
 from singlecard.capture.program import PATH_KEYS, Program
+from singlecard.capture.symbols import same_extents
 from singlecard.passes.rule import (
     erase_unused,
     is_call,
     only_user,
     replace,
     rule,
-    same_extents,
     shape_of,
 )
 

@@ -12,7 +12,8 @@ from torch import fx
 
 from singlecard.capture.program import PATH_KEYS, Program
 from singlecard.lowering.call import Call
-from singlecard.passes.rule import is_call, is_node, replace, rule, same_extents
+from singlecard.lowering.ops.scatter_reduce import takes_all
+from singlecard.passes.rule import is_call, is_node, replace, rule
 
 aten = torch.ops.aten
 
@@ -36,7 +37,7 @@ def name_row_writes(program: Program, node: fx.Node) -> bool:
     if reduction == "mean" and not call.values["self"].dtype.is_floating_point:
         return False
     rows = _rows(index, call.values["dim"])
-    if rows is None or not _is_whole(call):
+    if rows is None or call.values["self"].dtype == torch.bool or not takes_all(call):
         return False
     axis = call.values["dim"] % call.values["self"].ndim
     with program.graph.inserting_before(node):
@@ -55,6 +56,8 @@ def name_row_writes(program: Program, node: fx.Node) -> bool:
 
 def _rows(index: Any, dim: int) -> fx.Node | None:
     """Return what an index was expanded from, where that has one axis of more than one extent."""
+    if is_node(index) and index.meta["val"].ndim == 1:
+        return index  # type: ignore[no-any-return]
     if not is_call(index, aten.expand.default) or not is_node(index.args[0]):
         return None
     before, after = index.args[0].meta["val"], index.meta["val"]
@@ -65,13 +68,3 @@ def _rows(index: Any, dim: int) -> fx.Node | None:
     if not all(isinstance(size, int) and size == 1 for size in others):
         return None
     return index.args[0]  # type: ignore[no-any-return]
-
-
-def _is_whole(call: Call) -> bool:
-    """Tell whether every element of the source is written, and over whole slices."""
-    x, index, source = (call.values[name] for name in ("self", "index", "src"))
-    if x.ndim != index.ndim or x.dtype == torch.bool:
-        return False
-    axis = call.values["dim"] % x.ndim
-    slices = [[*value.shape[:axis], *value.shape[axis + 1 :]] for value in (x, index)]
-    return same_extents(*slices) and same_extents(index.shape, source.shape)

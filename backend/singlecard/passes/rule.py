@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from singlecard.capture.program import PATH_KEYS, Program
+from singlecard.capture.symbols import same_extents
 from singlecard.lowering.call import op_name
 
 #: A rule looks at one node; it returns True where it changed the graph around it.
@@ -126,10 +126,3 @@ def shape_of(node: fx.Node) -> tuple[Any, ...]:
 def same_shape(a: fx.Node, b: fx.Node) -> bool:
     """Tell whether two shapes are known to be equal; asking adds no guard on symbolic sizes."""
     return same_extents(shape_of(a), shape_of(b))
-
-
-def same_extents(before: Sequence[Any], after: Sequence[Any]) -> bool:
-    """Tell whether two shapes, given as sizes, are known to be equal."""
-    return len(before) == len(after) and all(
-        statically_known_true(x == y) for x, y in zip(before, after, strict=True)
-    )

@@ -9,8 +9,9 @@ from torch import fx
 
 from singlecard.capture import ops
 from singlecard.capture.program import Program
+from singlecard.capture.symbols import same_extents
 from singlecard.passes.intervals import interval_of
-from singlecard.passes.rule import is_call, replace, rule, same_extents, shape_of
+from singlecard.passes.rule import is_call, replace, rule, shape_of
 
 aten = torch.ops.aten
 

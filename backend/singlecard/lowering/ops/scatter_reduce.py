@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from singlecard.capture.symbols import same_extents
 from singlecard.lowering.call import Call
-from singlecard.lowering.conditions import Condition, arg, dtype, when
+from singlecard.lowering.conditions import Condition, dtype, when
 from singlecard.lowering.declaration import accepts, lowers
 from singlecard.lowering.ops.indexing import fitted, from_start
 from singlecard.lowering.ops.scatter import MOST_PAIRS, pairs_of, reduce_into
@@ -34,9 +35,25 @@ def _pairs(call: Call) -> Any:
     if not x.ndim:
         return 1
     if not _is_known(call):
-        return 0  # another condition says so
+        return 0  # the comparison and the reduction are one kernel, and hold no pairs
     places = [x.shape[call.values["dim"]]] if "dim" in call.values else x.shape
     return pairs_of(places, call.values.get("source", index).shape)
+
+
+def _extents(call: Call) -> str:
+    names = [name for name in ("self", "index", "src") if hasattr(call.values.get(name), "shape")]
+    return ", ".join(f"{name} {list(call.values[name].shape)}" for name in names)
+
+
+def takes_all(call: Call) -> bool:
+    """Tell whether a scatter writes every element of its source, over whole slices of self."""
+    x, index = call.values["self"], call.values["index"]
+    source = call.values.get("src", index)
+    if not x.ndim == index.ndim == source.ndim:
+        return False
+    axis = call.values["dim"] % max(x.ndim, 1)
+    beside = [[*value.shape[:axis], *value.shape[axis + 1 :]] for value in (x, index)]
+    return same_extents(*beside) and same_extents(index.shape, source.shape)
 
 
 def _is_known(call: Call) -> bool:
@@ -45,12 +62,18 @@ def _is_known(call: Call) -> bool:
     return all(isinstance(size, int) for size in shapes)
 
 
+_INTEGRAL = dtype("index").integral
+
+#: Of ops whose index has the rank of self.
 FEW_PAIRS: tuple[Condition, ...] = (
-    arg("self").static_shape,
-    arg("index").static_shape,
-    dtype("index").integral,
+    _INTEGRAL,
     when(
-        f"pairs of places and updates <= {MOST_PAIRS}",
+        "extents are known, or an index takes all of src and covers all other axes of self",
+        lambda call: _is_known(call) or takes_all(call),
+        _extents,
+    ),
+    when(
+        f"pairs of places and updates <= {MOST_PAIRS}, or their number varies",
         lambda call: _pairs(call) <= MOST_PAIRS,
         _pairs,
     ),
@@ -65,9 +88,10 @@ def _updates(call: Call) -> Any:
 
 #: Of ops whose index is a list: each update is a slice, or an element of the flat tensor.
 FEW_UPDATES: tuple[Condition, ...] = (
-    *FEW_PAIRS[:3],
+    _INTEGRAL,
     when(
-        f"pairs of places and updates <= {MOST_PAIRS}, or updates <= {MOST_UPDATES}",
+        f"pairs of places and updates <= {MOST_PAIRS}, or updates <= {MOST_UPDATES}, "
+        "or their number varies",
         lambda call: _updates(call) <= MOST_UPDATES,
         _updates,
     ),
@@ -158,7 +182,7 @@ def index_reduce(
     x, source = (net.pad_rank(item, max(self.ndim, 1)) for item in (self, source))
     axis = dim % x.ndim
     row: list[Size] = [1] * x.ndim
-    row[axis] = source.shape[axis]
+    row[axis] = net.size(source, axis)
     places = net.reshape(index, row)
     written = reduce_into(net, x, axis, places, source, _OPERATIONS[reduce], include_self)
     return net.reshape(written, shape)
