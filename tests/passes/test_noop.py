@@ -26,6 +26,28 @@ def test_copy_before_strided_look_stays() -> None:
     assert "aten.clone.default" in targets(program)
 
 
+def test_strides_of_the_same_places_are_dropped() -> None:
+    """Averages of channels-last images end in such a look: with a batch that varies it would cut
+    the engine in two, and without one it would be a gather."""
+
+    def average(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(x * 2, 1) + 1
+
+    x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    for dynamic in (False, True):
+        program = program_of(average, x, dynamic=dynamic)
+        assert "aten.as_strided.default" in targets(program)
+        simplify(program)
+        assert "drop_restriding" in fired(program)
+        assert "aten.as_strided.default" not in targets(program)
+
+
+def test_strides_of_other_places_stay() -> None:
+    """A square that is looked at across has its own shape, but not its own values."""
+    program = simplified(lambda x: (x * 2).as_strided((3, 3), (1, 3)) + 1, torch.randn(3, 3))
+    assert "aten.as_strided.default" in targets(program)
+
+
 def test_view_to_own_shape_is_dropped() -> None:
     """A user would get layers in the network that do nothing."""
     program = simplified(lambda x: x.view(2, 3) * 2, torch.randn(2, 3))

@@ -29,7 +29,7 @@ from singlecard.passes.known import (
 )
 from singlecard.passes.linear import share_factor, unflatten_product
 from singlecard.passes.neutral import drop_neutral, drop_zero_bias
-from singlecard.passes.noop import drop_copy, drop_identity, merge_views
+from singlecard.passes.noop import drop_copy, drop_identity, drop_restriding, merge_views
 from singlecard.passes.quantized import (
     lift_dequantize,
     name_dequantize,
@@ -55,6 +55,7 @@ FIRST: tuple[Rule, ...] = (
     drop_empty_write,
     drop_empty_product,
     name_fill,
+    drop_restriding,
     drop_copy,
     name_row_writes,
     lift_dequantize,

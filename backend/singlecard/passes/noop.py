@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from singlecard.capture.layouts import reads_memory
+from singlecard.capture.layouts import promised, reads_memory
 from singlecard.capture.program import Program
 from singlecard.passes.rule import forward, is_call, rule, same_shape
 
@@ -58,6 +62,33 @@ def drop_identity(program: Program, node: fx.Node) -> bool:
         if order != sorted(order):
             return False
     forward(program, node, source)  # type: ignore[arg-type]
+    return True
+
+
+@rule()
+def drop_restriding(program: Program, node: fx.Node) -> bool:
+    """x -> as_strided(x.shape, x.stride()) -> y   becomes   x -> y.
+
+    PyTorch ends the average of a channels-last image so: the strides of axes of one element, which
+    say nothing, are to tell what comes behind that the layout is kept.
+    """
+    if not is_call(node, aten.as_strided.default, aten.as_strided_copy.default):
+        return False
+    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    before, after = source.meta["val"], node.meta["val"]
+    strides = next(iter(promised(node)), None) or before.stride()
+    # A copy's own strides are contiguous: what it looks at is in its arguments.
+    looked_at: Sequence[Any] = node.args[2]  # type: ignore[assignment]
+    offset = node.args[3] if len(node.args) > 3 else node.kwargs.get("storage_offset")
+    if any(reads_memory(user.target) for user in node.users) or not same_shape(source, node):
+        return False
+    if offset is not None and offset != before.storage_offset():
+        return False
+    for size, was, now in zip(after.shape, strides, looked_at, strict=True):
+        now = now.meta["val"] if isinstance(now, fx.Node) else now
+        if not (statically_known_true(size == 1) or statically_known_true(was == now)):
+            return False
+    forward(program, node, source)
     return True
 
 
