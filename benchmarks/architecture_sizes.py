@@ -1,60 +1,94 @@
 """Whole models whose sizes change: one call as they are listed, two with further sizes.
 
-    python benchmarks/architecture_sizes.py                # all but those that take a cache
+    python benchmarks/architecture_sizes.py                # all: some hours on one core
     python benchmarks/architecture_sizes.py bert swin      # these; the other results stay
+    python benchmarks/architecture_sizes.py --limit 300    # seconds that one model may take
 
 The models are those of ``tests/models/architectures.py``. Each is compiled with ``dynamic=None``
-and default options, and called in turn; the batch changes, and with it the length or the
-resolution where the model takes another. Engines are really built, for SM89, and the reference
+and default options, PyTorch's too, and called in turn; the batch changes, and with it the length or
+the resolution where the model takes another. Engines are really built, for SM89, and the reference
 answers. Writes ``results/architecture_sizes.json`` and, to be read, ``architecture_sizes.md``.
+
+Models are measured in another process, a new one behind each that crashes it or takes longer than
+the limit. What has been measured by then stays.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import queue
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from architectures import RESULTS, load_architectures
 from machine import describe_machine
+from torch.utils import _pytree as pytree
 
 import singlecard
 from singlecard.backend import compile_in
+from singlecard.capture.symbols import symbols_in
 from singlecard.options import Options
+from singlecard.report.arguments import copied
 from singlecard.report.measure import fresh_call
 from singlecard.report.verify import compare
 from singlecard.session import Session
 
+#: Largest relative L2 error of an answer that counts as right, in FP32.
+RIGHT = 1e-4
+
 
 @torch.no_grad()
-def measure_sizes(one: Any, cache: str) -> dict[str, Any]:
-    """Return what became of a model at three sizes, as plain values."""
-    from tests.models.resizing import can_be_resized, resized
+def measure_sizes(one: Any, cache: str, tell: Callable[[int], None]) -> dict[str, Any]:
+    """Return what became of a model at three sizes, as plain values.
+
+    Args:
+        one: the model.
+        cache: folder of engines.
+        tell: called with the number of each call before it is made.
+    """
+    from tests.models.resizing import resized
 
     case = one.make()
-    if not can_be_resized(case):
-        return {"varies": "nothing: a cache is among its arguments"}
     sizes = _takes_sizes(case)
     options = Options.parse({"targets": "sm89", "cache_dir": cache})
     session, before = Session(options, "reference", True), singlecard.counters()
 
+    seconds = {"calls": 0.0, "backend": 0.0}
+    symbolic: list[bool] = []  # of each graph whose sizes vary: has it an engine for them?
+
     def backend(graph: torch.fx.GraphModule, given: Sequence[Any]) -> Callable[..., Any]:
-        return compile_in(session, graph, given)
+        place, started = len(session.graphs), time.perf_counter()
+        compiled = compile_in(session, graph, given)
+        seconds["backend"] += time.perf_counter() - started
+        if any(symbols_in(given)):
+            made = [binding for item in session.graphs[place:] for binding in item.bindings]
+            symbolic.append(any(binding.profiles for binding in made))
+        return compiled
 
     torch._dynamo.reset()
-    errors, mismatch = [], None
+    errors, mismatch, seen = [], None, 0
     compiled = torch.compile(fresh_call(case[0]), backend=backend)
-    seen = 0
-    with one.settings():
-        for step in range(3):
-            _, args, kwargs = resized(case, step, sizes)
-            found = compare(compiled(*args, **kwargs), case[0](*args, **kwargs))
-            errors.append(found.relative_l2)
-            mismatch = mismatch or found.mismatch
-            seen = seen or len(session.graphs)
+    for step in range(3):
+        tell(step + 1)
+        module, args, kwargs = resized(case, step, sizes)
+        # A cache is written to: each of the two has its own.
+        expected = module(*copied(args), **copied(kwargs))
+        args, kwargs = copied((args, kwargs))
+        started = time.perf_counter()
+        answers = compiled(*args, **kwargs)
+        seconds["calls"] += time.perf_counter() - started
+        found = compare(answers, expected)
+        errors.append(found.relative_l2)
+        mismatch = mismatch or found.mismatch
+        seen = seen or len(session.graphs)
     counted = singlecard.counters() - before
     varying = session.graphs[seen:]
     return {
@@ -62,10 +96,14 @@ def measure_sizes(one: Any, cache: str) -> dict[str, Any]:
         "relative_l2": max(errors),
         "mismatch": mismatch,
         "graphs": len(session.graphs),
+        "symbolic_graphs": len(symbolic),
+        "served_graphs": sum(symbolic),
+        "engines": sum(len(graph.engines) for graph in session.graphs),
         "varying_engines": sum(
             bool(binding.profiles) for graph in varying for binding in graph.bindings
         ),
-        "engines": sum(len(graph.engines) for graph in session.graphs),
+        "evaluations": counted.evaluations,
+        "fallback_calls": counted.fallback_calls,
         "build_failures": counted.build_failures,
         "fallback": sorted(
             {
@@ -74,8 +112,25 @@ def measure_sizes(one: Any, cache: str) -> dict[str, Any]:
                 for item in graph.fallback
             }
         ),
-        "seconds": {name: round(spent, 1) for name, spent in session.timings.items()},
+        "seconds": {name: round(spent, 1) for name, spent in (seconds | session.timings).items()},
     }
+
+
+@torch.no_grad()
+def _pytorch_fails(one: Any) -> bool:
+    """Tell whether PyTorch cannot capture a model at three sizes for any backend."""
+    from tests.models.resizing import resized
+
+    torch._dynamo.reset()
+    case = one.make()
+    compiled, sizes = torch.compile(case[0], backend="eager"), _takes_sizes(case)
+    try:
+        for step in range(3):
+            _, args, kwargs = resized(case, step, sizes)
+            compiled(*copied(args), **copied(kwargs))
+    except Exception:
+        return True
+    return False
 
 
 def _takes_sizes(case: Any) -> bool:
@@ -85,17 +140,103 @@ def _takes_sizes(case: Any) -> bool:
     try:
         for step in (1, 2):
             module, args, kwargs = resized(case, step)
-            module(*args, **kwargs)
+            module(*copied(args), **copied(kwargs))
     except Exception:
         return False
-    return True
+    batch_alone = resized(case, 1, sizes=False)
+    return _shapes(resized(case, 1)[1:]) != _shapes(batch_alone[1:])
+
+
+def _shapes(values: Any) -> list[Any]:
+    return [getattr(item, "shape", None) for item in pytree.tree_leaves(values)]
+
+
+def work(names: Sequence[str], cache: str) -> None:
+    """Measure models in this process; print a JSON object before each call, and for each model."""
+    listed = load_architectures()
+    for name in names:
+
+        def tell(call: int, name: str = name) -> None:
+            print(json.dumps({"name": name, "call": call}), flush=True)
+
+        try:
+            row = measure_sizes(listed[name], cache, tell)
+        except Exception as error:  # a model that fails is a finding
+            who = "PyTorch, with backend='eager' too" if _pytorch_fails(listed[name]) else "here"
+            row = _unmeasured(f"{who}: {type(error).__name__}: {error}"[:300])
+        print(json.dumps({"name": name, "row": row}), flush=True)
+
+
+def measure(names: Sequence[str], limit: float) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Measure models in other processes; yield the name and the row of each.
+
+    Args:
+        names: of the models.
+        limit: seconds that one may take.
+    """
+    left = list(names)
+    with tempfile.TemporaryDirectory() as cache:
+        while left:
+            for name, row in _measured(tuple(left), cache, limit):
+                left.remove(name)
+                yield name, row
+
+
+def _measured(
+    names: Sequence[str], cache: str, limit: float
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield rows until a model crashes the process or takes too long, with a row for that one."""
+    command = [sys.executable, __file__, "--work", cache, *names]
+    # Several threads of torch's only wait for each other when the machine does other work too.
+    with subprocess.Popen(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=_forward, args=(process.stdout, lines), daemon=True).start()
+        try:
+            for name in names:
+                call, end, row = 0, time.monotonic() + limit, None
+                while row is None:
+                    try:
+                        line = lines.get(timeout=max(end - time.monotonic(), 0))
+                    except queue.Empty:
+                        yield name, _unmeasured(f"call {call} had not ended after {limit:.0f} s")
+                        return
+                    if not line:
+                        yield name, _unmeasured(f"call {call} ended the process")
+                        return
+                    if line.startswith("{"):
+                        found = json.loads(line)
+                        assert found["name"] == name
+                        call, row = found.get("call", call), found.get("row")
+                yield name, row
+        finally:
+            process.kill()
+
+
+def _forward(stream: Any, lines: queue.Queue[str]) -> None:
+    """Put the lines of a stream into a queue, and an empty one at its end."""
+    for line in stream:
+        lines.put(line)
+    lines.put("")
+
+
+def _unmeasured(reason: str) -> dict[str, Any]:
+    return {"mismatch": reason}
 
 
 def render_page(result: dict[str, Any]) -> str:
     """Return the results as a page."""
     rows = [row for row in result["rows"] if "relative_l2" in row]
-    right = [row for row in rows if row["mismatch"] is None and row["relative_l2"] < 1e-4]
-    built = [row for row in rows if row["varying_engines"]]
+    failed = [row for row in result["rows"] if "relative_l2" not in row]
+    right = [row for row in rows if row["mismatch"] is None and row["relative_l2"] < RIGHT]
+    symbolic = [row for row in rows if row["symbolic_graphs"]]
+    served = [row for row in symbolic if row["served_graphs"]]
+    whole = [row for row in symbolic if row["served_graphs"] == row["symbolic_graphs"]]
     lines = [
         "# Architectures at further sizes",
         "",
@@ -104,49 +245,63 @@ def render_page(result: dict[str, Any]) -> str:
         "",
         ", ".join(f"{name} {value}" for name, value in result["machine"].items()) + ".",
         "",
-        f"{len(rows)} models called at three sizes, {len(right)} right at all of them; engines for "
-        f"varying sizes in {len(built)}. {len(result['rows']) - len(rows)} more have a cache among "
-        "their arguments, whose batch is its own.",
+        f"{len(rows)} of {len(result['rows'])} models called at three sizes, {len(right)} right at "
+        f"all of them. PyTorch keeps sizes of {len(symbolic)} symbolic: {len(served)} of these "
+        f"have engines for sizes that vary, {len(whole)} in every graph with such sizes.",
         "",
-        "| model | varies | graphs | engines for varying sizes | builds that failed | error | "
-        "left to PyTorch where sizes vary |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "Sizes at which PyTorch kept none symbolic are those of a graph of their own, with engines "
+        "for these sizes. Seconds are those of the three calls, and how many of them were spent in "
+        "the backend; most others are Dynamo's.",
+        "",
+        "| model | varies | graphs | of them symbolic | of these with engines | engines | for "
+        "sizes that vary | calls that PyTorch answered | builds that failed | error | seconds | in "
+        "the backend | left to PyTorch where sizes vary |",
+        "|" + " --- |" * 13,
     ]
     for row in rows:
         left = "; ".join(row["fallback"]).replace("|", "\\|")
         error = row["mismatch"] or f"{row['relative_l2']:.1e}"
-        lines.append(
-            f"| {row['name']} | {row['varies']} | {row['graphs']} | {row['varying_engines']} | "
-            f"{row['build_failures']} | {error} | {left} |"
+        counts = (
+            "graphs",
+            "symbolic_graphs",
+            "served_graphs",
+            "engines",
+            "varying_engines",
+            "fallback_calls",
+            "build_failures",
         )
+        values = [row["name"], row["varies"], *(row[name] for name in counts), error]
+        values += [row["seconds"]["calls"], row["seconds"]["backend"], left]
+        lines.append(f"| {' | '.join(map(str, values))} |")
+    if failed:
+        lines += ["", "Without an answer:", ""]
+        lines += [f"- {row['name']}: {row['mismatch']}" for row in failed]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Call whole models at further sizes.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="all where none is given")
+    parser.add_argument("--limit", type=float, default=900, help="seconds that a model may take")
+    parser.add_argument("--work", metavar="CACHE", help="in this process, as JSON")
     given = parser.parse_args()
     listed = load_architectures()
     unknown = sorted(set(given.names) - set(listed))
     if unknown:
         parser.error(f"no such architecture: {', '.join(unknown)}")
+    if given.work:
+        work(given.names, given.work)
+        return
     file = RESULTS / "architecture_sizes.json"
     before = json.loads(file.read_text())["rows"] if given.names and file.exists() else []
     rows = {row["name"]: row for row in before if row["name"] in listed}
-    with tempfile.TemporaryDirectory() as cache:
-        for name in given.names or listed:
-            try:
-                row = measure_sizes(listed[name], cache)
-            except Exception as error:  # a model that fails is a finding
-                row = {"varies": "?", "mismatch": f"{type(error).__name__}: {error}"[:300]}
-                row |= dict.fromkeys(("graphs", "varying_engines", "build_failures"), 0)
-                row |= {"relative_l2": float("inf"), "fallback": []}
-            rows[name] = {"name": name, **row}
-            print(json.dumps(rows[name]), flush=True)
-            ordered = [rows[item] for item in listed if item in rows]
-            result = {"machine": describe_machine(), "rows": ordered}
-            file.write_text(json.dumps(result, indent=1) + "\n")
-            file.with_suffix(".md").write_text(render_page(result))
+    for name, row in measure(given.names or list(listed), given.limit):
+        rows[name] = {"name": name, **row}
+        print(json.dumps(rows[name]), flush=True)
+        ordered = [rows[item] for item in listed if item in rows]
+        result = {"machine": describe_machine(), "rows": ordered}
+        file.write_text(json.dumps(result, indent=1) + "\n")
+        file.with_suffix(".md").write_text(render_page(result))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def whisper() -> Case:
 
 @architecture("decode step")
 def whisper_decode() -> Case:
-    return seq2seq_step(*whisper(), places=50)
+    return seq2seq_step(*whisper())
 
 
 @architecture("audio")

@@ -36,14 +36,27 @@ def prompt(module: nn.Module) -> Case:
 
 def step(module: nn.Module, **kwargs: Any) -> Case:
     """Return a decoder that writes one word behind a prompt in a static cache."""
+    return lively(module).eval(), (), writing(module) | kwargs
+
+
+def writing(
+    module: nn.Module, rows: int = 2, before: int = 6, more: int = 1, room: int = 16
+) -> dict[str, Any]:
+    """Return arguments that write words behind a prompt in a static cache.
+
+    Args:
+        module: a decoder in eval mode, which reads the prompt.
+        rows: how many prompts.
+        before, more: words of a prompt, and of what is written behind it.
+        room: words that the cache holds at most.
+    """
     # With it, the cache is copied like any argument, and its tensors are among the answers.
     register_pytree_node(T.StaticCache)
-    lively(module).eval()
-    cache = T.StaticCache(config=module.config, max_cache_len=16)
-    module(input_ids=words(6), position_ids=torch.arange(6).expand(2, -1), past_key_values=cache)
-    places = torch.full((2, 1), 6)
-    given = {"input_ids": words(1), "position_ids": places, "past_key_values": cache}
-    return module, (), given | kwargs
+    cache = T.StaticCache(config=module.config, max_cache_len=room)
+    places = torch.arange(before + more).repeat(rows, 1)
+    read, fresh = places.split([before, more], 1)
+    module(input_ids=words(before, rows), position_ids=read, past_key_values=cache)
+    return {"input_ids": words(more, rows), "position_ids": fresh, "past_key_values": cache}
 
 
 def decoder(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import transformers as T
-from torch import nn
+from torch import Tensor, nn
 from transformers.exporters.exporter_dynamo import register_pytree_node
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -73,26 +73,47 @@ def pegasus() -> Case:
 
 @architecture("decode step")
 def t5_decode() -> Case:
-    return seq2seq_step(*t5(), places=12)
+    return seq2seq_step(*t5())
 
 
 @architecture("decode step")
 def bart_decode() -> Case:
-    return seq2seq_step(*bart(), places=12)
+    return seq2seq_step(*bart())
 
 
-def seq2seq_step(module: nn.Module, args: Any, kwargs: dict[str, Any], places: int) -> Case:
-    """Return an encoder-decoder that writes one more word; its encoder has read ``places``."""
+def seq2seq_step(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Case:
+    """Return an encoder-decoder that writes one more word; its encoder has read."""
+    encoder = module.eval().get_encoder()  # type: ignore[operator]
+    given = {name: value for name, value in kwargs.items() if name != "use_cache"}
+    begun = given.pop("decoder_input_ids")
+    read = encoder(**given).last_hidden_state
+    mask = {name: given[name] for name in given if name == "attention_mask"}
+    return module, (), answering(module, read, begun, words(1, len(read)), **mask)
+
+
+def answering(
+    module: nn.Module, read: Tensor, begun: Tensor, fresh: Tensor, room: int = 16, **given: Any
+) -> dict[str, Any]:
+    """Return arguments that write words behind the beginnings of answers in a static cache.
+
+    Args:
+        module: an encoder-decoder in eval mode.
+        read: what its encoder answered: (rows, places, width).
+        begun, fresh: words that the cache holds, and those that are written: (rows, words).
+        room: words that the cache holds at most.
+        given: further arguments.
+    """
     for kind in (T.EncoderDecoderCache, T.StaticCache):
         register_pytree_node(kind)
-    config = module.config.get_text_config(decoder=True)
+    config = module.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
     cache = T.EncoderDecoderCache(
-        T.StaticCache(config=config, max_cache_len=16),
-        T.StaticCache(config=config, max_cache_len=places),
+        T.StaticCache(config=config, max_cache_len=room),
+        T.StaticCache(config=config, max_cache_len=read.shape[1]),
     )
-    kwargs = kwargs | {"use_cache": True, "past_key_values": cache}
-    read = module.eval()(**kwargs).encoder_last_hidden_state
-    given = {name: kwargs[name] for name in kwargs if name not in ("input_ids", "input_features")}
-    given["encoder_outputs"] = BaseModelOutput(last_hidden_state=read)
-    given["decoder_input_ids"] = words(1, len(read))
-    return module, (), given
+    given |= {
+        "encoder_outputs": BaseModelOutput(last_hidden_state=read),
+        "past_key_values": cache,
+        "use_cache": True,
+    }
+    module(**given, decoder_input_ids=begun)
+    return given | {"decoder_input_ids": fresh}

@@ -67,6 +67,11 @@ def mamba2_decode() -> Case:
 
 def recurrent_step(module: nn.Module, args: Any, kwargs: Any) -> Case:
     """Return a state-space model that writes one word behind a prompt."""
-    state = module.eval()(input_ids=words(6), use_cache=True).cache_params
+    return module, (), going_on(module.eval())
+
+
+def going_on(module: nn.Module, rows: int = 2) -> dict[str, Any]:
+    """Return arguments that write one word behind so many prompts."""
+    state = module(input_ids=words(6, rows), use_cache=True).cache_params
     register_pytree_node(type(state))
-    return module, (), {"input_ids": words(1), "cache_params": state, "use_cache": True}
+    return {"input_ids": words(1, rows), "cache_params": state, "use_cache": True}
