@@ -250,8 +250,8 @@ def render_page(result: dict[str, Any]) -> str:
         f"have engines for sizes that vary, {len(whole)} in every graph with such sizes.",
         "",
         "Sizes at which PyTorch kept none symbolic are those of a graph of their own, with engines "
-        "for these sizes. Seconds are those of the three calls, and how many of them were spent in "
-        "the backend; most others are Dynamo's.",
+        "for these sizes. Seconds are the clock's, of the three calls, and how many of them were "
+        "spent in the backend; most others are Dynamo's.",
         "",
         "| model | varies | graphs | of them symbolic | of these with engines | engines | for "
         "sizes that vary | calls that PyTorch answered | builds that failed | error | seconds | in "
