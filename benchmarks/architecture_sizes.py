@@ -2,7 +2,7 @@
 
     python benchmarks/architecture_sizes.py                # all: some hours on one core
     python benchmarks/architecture_sizes.py bert swin      # these; the other results stay
-    python benchmarks/architecture_sizes.py --limit 300    # seconds that one model may take
+    python benchmarks/architecture_sizes.py --limit 300    # CPU seconds that one model may take
 
 The models are those of ``tests/models/architectures.py``. Each is compiled with ``dynamic=None``
 and default options, PyTorch's too, and called in turn; the batch changes, and with it the length or
@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-import queue
+import resource
+import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -65,9 +66,9 @@ def measure_sizes(one: Any, cache: str, tell: Callable[[int], None]) -> dict[str
     symbolic: list[bool] = []  # of each graph whose sizes vary: has it an engine for them?
 
     def backend(graph: torch.fx.GraphModule, given: Sequence[Any]) -> Callable[..., Any]:
-        place, started = len(session.graphs), time.perf_counter()
+        place, started = len(session.graphs), time.process_time()
         compiled = compile_in(session, graph, given)
-        seconds["backend"] += time.perf_counter() - started
+        seconds["backend"] += time.process_time() - started
         if any(symbols_in(given)):
             made = [binding for item in session.graphs[place:] for binding in item.bindings]
             symbolic.append(any(binding.profiles for binding in made))
@@ -82,9 +83,9 @@ def measure_sizes(one: Any, cache: str, tell: Callable[[int], None]) -> dict[str
         # A cache is written to: each of the two has its own.
         expected = module(*copied(args), **copied(kwargs))
         args, kwargs = copied((args, kwargs))
-        started = time.perf_counter()
+        started = time.process_time()
         answers = compiled(*args, **kwargs)
-        seconds["calls"] += time.perf_counter() - started
+        seconds["calls"] += time.process_time() - started
         found = compare(answers, expected)
         errors.append(found.relative_l2)
         mismatch = mismatch or found.mismatch
@@ -112,7 +113,7 @@ def measure_sizes(one: Any, cache: str, tell: Callable[[int], None]) -> dict[str
                 for item in graph.fallback
             }
         ),
-        "seconds": {name: round(spent, 1) for name, spent in (seconds | session.timings).items()},
+        "cpu_seconds": {name: round(spent, 1) for name, spent in seconds.items()},
     }
 
 
@@ -151,28 +152,37 @@ def _shapes(values: Any) -> list[Any]:
     return [getattr(item, "shape", None) for item in pytree.tree_leaves(values)]
 
 
-def work(names: Sequence[str], cache: str) -> None:
-    """Measure models in this process; print a JSON object before each call, and for each model."""
+def work(names: Sequence[str], cache: str, limit: int) -> None:
+    """Measure models in this process; print a JSON object before each call, and for each model.
+
+    The system ends the process when a model takes more CPU seconds than the limit.
+    """
     listed = load_architectures()
     for name in names:
 
         def tell(call: int, name: str = name) -> None:
             print(json.dumps({"name": name, "call": call}), flush=True)
 
+        end = math.ceil(time.process_time()) + limit
+        resource.setrlimit(resource.RLIMIT_CPU, (end, resource.RLIM_INFINITY))
+        tell(0)
         try:
             row = measure_sizes(listed[name], cache, tell)
         except Exception as error:  # a model that fails is a finding
             who = "PyTorch, with backend='eager' too" if _pytorch_fails(listed[name]) else "here"
-            row = _unmeasured(f"{who}: {type(error).__name__}: {error}"[:300])
+            row = {"mismatch": f"{who}: {type(error).__name__}: {error}"[:300]}
         print(json.dumps({"name": name, "row": row}), flush=True)
 
 
-def measure(names: Sequence[str], limit: float) -> Iterator[tuple[str, dict[str, Any]]]:
+def measure(names: Sequence[str], limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Measure models in other processes; yield the name and the row of each.
 
     Args:
         names: of the models.
-        limit: seconds that one may take.
+        limit: CPU seconds that one may take. Other work on the machine does not count.
+
+    Raises:
+        RuntimeError: the measuring process does not start.
     """
     left = list(names)
     with tempfile.TemporaryDirectory() as cache:
@@ -182,11 +192,9 @@ def measure(names: Sequence[str], limit: float) -> Iterator[tuple[str, dict[str,
                 yield name, row
 
 
-def _measured(
-    names: Sequence[str], cache: str, limit: float
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield rows until a model crashes the process or takes too long, with a row for that one."""
-    command = [sys.executable, __file__, "--work", cache, *names]
+def _measured(names: Sequence[str], cache: str, limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield rows until a model ends the process, with a row for that one."""
+    command = [sys.executable, __file__, "--work", cache, "--limit", str(limit), *names]
     # Several threads of torch's only wait for each other when the machine does other work too.
     with subprocess.Popen(
         command,
@@ -195,38 +203,19 @@ def _measured(
         stderr=subprocess.DEVNULL,
         text=True,
     ) as process:
-        lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=_forward, args=(process.stdout, lines), daemon=True).start()
-        try:
-            for name in names:
-                call, end, row = 0, time.monotonic() + limit, None
-                while row is None:
-                    try:
-                        line = lines.get(timeout=max(end - time.monotonic(), 0))
-                    except queue.Empty:
-                        yield name, _unmeasured(f"call {call} had not ended after {limit:.0f} s")
-                        return
-                    if not line:
-                        yield name, _unmeasured(f"call {call} ended the process")
-                        return
-                    if line.startswith("{"):
-                        found = json.loads(line)
-                        assert found["name"] == name
-                        call, row = found.get("call", call), found.get("row")
-                yield name, row
-        finally:
-            process.kill()
-
-
-def _forward(stream: Any, lines: queue.Queue[str]) -> None:
-    """Put the lines of a stream into a queue, and an empty one at its end."""
-    for line in stream:
-        lines.put(line)
-    lines.put("")
-
-
-def _unmeasured(reason: str) -> dict[str, Any]:
-    return {"mismatch": reason}
+        assert process.stdout is not None
+        last: dict[str, Any] = {}
+        for line in process.stdout:
+            if line.startswith("{"):
+                last = json.loads(line)
+                if "row" in last:
+                    yield last["name"], last["row"]
+        if not last:
+            raise RuntimeError("the measuring process ended before its first model")
+        if "row" not in last:
+            too_long = process.wait() == -signal.SIGXCPU
+            how = f"had not ended after {limit} CPU seconds" if too_long else "ended the process"
+            yield last["name"], {"mismatch": f"call {last['call']} {how}"}
 
 
 def render_page(result: dict[str, Any]) -> str:
@@ -250,12 +239,12 @@ def render_page(result: dict[str, Any]) -> str:
         f"have engines for sizes that vary, {len(whole)} in every graph with such sizes.",
         "",
         "Sizes at which PyTorch kept none symbolic are those of a graph of their own, with engines "
-        "for these sizes. Seconds are the clock's, of the three calls, and how many of them were "
+        "for these sizes. CPU seconds are those of the three calls, and how many of them were "
         "spent in the backend; most others are Dynamo's.",
         "",
         "| model | varies | graphs | of them symbolic | of these with engines | engines | for "
-        "sizes that vary | calls that PyTorch answered | builds that failed | error | seconds | in "
-        "the backend | left to PyTorch where sizes vary |",
+        "sizes that vary | calls that PyTorch answered | builds that failed | error | CPU seconds "
+        "| in the backend | left to PyTorch where sizes vary |",
         "|" + " --- |" * 13,
     ]
     for row in rows:
@@ -271,7 +260,7 @@ def render_page(result: dict[str, Any]) -> str:
             "build_failures",
         )
         values = [row["name"], row["varies"], *(row[name] for name in counts), error]
-        values += [row["seconds"]["calls"], row["seconds"]["backend"], left]
+        values += [*row["cpu_seconds"].values(), left]
         lines.append(f"| {' | '.join(map(str, values))} |")
     if failed:
         lines += ["", "Without an answer:", ""]
@@ -282,7 +271,7 @@ def render_page(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Call whole models at further sizes.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="all where none is given")
-    parser.add_argument("--limit", type=float, default=900, help="seconds that a model may take")
+    parser.add_argument("--limit", type=int, default=600, help="CPU seconds that a model may take")
     parser.add_argument("--work", metavar="CACHE", help="in this process, as JSON")
     given = parser.parse_args()
     listed = load_architectures()
@@ -290,7 +279,7 @@ def main() -> None:
     if unknown:
         parser.error(f"no such architecture: {', '.join(unknown)}")
     if given.work:
-        work(given.names, given.work)
+        work(given.names, given.work, given.limit)
         return
     file = RESULTS / "architecture_sizes.json"
     before = json.loads(file.read_text())["rows"] if given.names and file.exists() else []
