@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from singlecard.faults import Faults
 from singlecard.runtime import executable, runners
 from tests.fuzz.campaign import Kind, Kinds, examine_script, genome_of_number
 from tests.fuzz.checking import Answers, Finding, compare
@@ -73,12 +74,18 @@ def test_other_layout_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_raises_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception of ours in a user's call would pass."""
+    """An exception of ours in a user's call would pass, or one that PyTorch's answer hides."""
 
     def broken(self: Any, args: Sequence[Any]) -> Any:
         raise KeyError(7)
 
+    def raised(self: Any, error: Exception, instead: Any) -> Any:
+        raise error
+
     monkeypatch.setattr(executable.Executable, "__call__", broken)
+    hidden = examine_script(script("v = x * 2"), True)
+    assert hidden.finding is not None and "KeyError: N: please report" in hidden.finding.kind
+    monkeypatch.setattr(Faults, "answer", raised)
     checked = examine_script(script("v = x * 2"), True)
     assert checked.finding is not None and checked.finding.kind.startswith("raised KeyError")
 

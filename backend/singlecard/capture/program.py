@@ -186,7 +186,10 @@ class Program:
                 if isinstance(target, torch._ops.OpOverload):
                     if target._schema.is_mutable:
                         raise CaptureError(f"{target} changes its arguments: not functional")
-                elif target is with_effects or is_opaque(node):
+                elif target is with_effects:
+                    if not isinstance(node.args[1], torch._ops.OpOverload):
+                        raise CaptureError(f"{node.args[1]} is run for its effect, and no ATen op")
+                elif is_opaque(node):
                     pass
                 elif getattr(target, "__module__", None) not in _PLAIN_FUNCTIONS:
                     raise CaptureError(f"{target} is not an ATen op")
