@@ -8,6 +8,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import sympy
 import torch
@@ -16,6 +17,7 @@ from torch import fx
 from singlecard.capture.opaque import Opaque
 from singlecard.capture.program import Program
 from singlecard.capture.spans import Triple
+from singlecard.collection import free_unused
 from singlecard.engine.build import key_digest, key_parts, trial_report
 from singlecard.engine.cache import Cache
 from singlecard.engine.cards import cards_of
@@ -58,6 +60,9 @@ def low_type(precision: str) -> torch.dtype | None:
         return torch.float16
     return torch.bfloat16 if precision == "bf16" else None
 
+
+#: What a trial is made for.
+Read = TypeVar("Read")
 
 #: Plans that are built to place INT8 or FP8, at most.
 TRIALS = 48
@@ -157,15 +162,10 @@ class Choosing:
             return Placement(tuple(decisions))
 
         def build(assignment: Mapping[str, str]) -> list[PlanReport] | None:
-            trial = program.copy()
-            try:
-                networks = self._networks(trial, assignment, spans)
-                return [trial_report(lowered, self.settings, cache) for lowered in networks]
-            except (BuildError, LoweringError) as error:
-                topic("placement").debug("a trial does not build: %s", str(error))
-                return None
-            finally:
-                trial.discard()
+            def report(lowered: Lowered) -> PlanReport:
+                return trial_report(lowered, self.settings, cache)
+
+            return self._tried(program, assignment, spans, report)
 
         with self.timed("placement"):
             cache = self.cache
@@ -195,20 +195,54 @@ class Choosing:
 
         The networks with nothing and with everything quantized hold weights, scales and sizes.
         """
-        try:
-            parts = [
-                key_parts(lowered, self.settings)
-                for assignment in ({}, candidates)
-                for lowered in self._networks(program.copy(), assignment, spans)
-            ]
-        except LoweringError:
-            return None
+        parts: list[dict[str, str]] = []
+        for assignment in ({}, candidates):
+            found = self._tried(
+                program, assignment, spans, lambda lowered: key_parts(lowered, self.settings)
+            )
+            if found is None:
+                return None
+            parts += found
         rules = {
             "candidates": repr(sorted(candidates.items())),
             "cards": repr(cards_of(self.options.targets or ())),
             "trials": f"{TRIALS} {LAUNCH}",
         }
         return key_digest({**rules, "networks": repr([sorted(part.items()) for part in parts])})
+
+    def _tried(
+        self,
+        program: Program,
+        assignment: Mapping[str, str],
+        spans: Mapping[sympy.Symbol, Triple],
+        read: Callable[[Lowered], Read],
+    ) -> list[Read] | None:
+        """Return what is read of the networks of an assignment; None where one is refused.
+
+        Trials come by dozens, each with the weights in its own types: all that one makes is free
+        again behind it.
+        """
+        try:
+            return self._read(program.copy(), assignment, spans, read)
+        finally:
+            free_unused()  # when nothing leads to it any more
+
+    def _read(
+        self,
+        trial: Program,
+        assignment: Mapping[str, str],
+        spans: Mapping[sympy.Symbol, Triple],
+        read: Callable[[Lowered], Read],
+    ) -> list[Read] | None:
+        if trial.spill is not None:
+            trial.spill = trial.spill.fresh()
+        try:
+            return [read(lowered) for lowered in self._networks(trial, assignment, spans)]
+        except (BuildError, LoweringError) as error:
+            topic("placement").debug("a trial does not build: %s", str(error))
+            return None
+        finally:
+            trial.discard()
 
     def _networks(
         self,

@@ -17,6 +17,7 @@ from singlecard.capture.spans import Triple
 from singlecard.capture.spill import Spill
 from singlecard.checking import counted
 from singlecard.choosing import Choosing
+from singlecard.collection import free_unused
 from singlecard.engine.build import Engine, find_engine, get_engine, key_parts, trial_report
 from singlecard.engine.cache import StoreError, default_folder
 from singlecard.engine.memory import recall, remember
@@ -149,6 +150,8 @@ class Session(Choosing):
         if self.options.precision in QUANTIZED:
             graph.placement = self._place(program, spans)
         work = self._finish(program, graph.placement, spans, graph, frozen)
+        if any(engine.built for engine in graph.engines):
+            free_unused()
         graph.partition = work.partition
         graph.ops, graph.lowered_ops = work.partition.ops, work.partition.lowered_ops
         graph.fallback = list(work.partition.fallback)

@@ -144,3 +144,12 @@ def test_a_folder_that_cannot_be_made_leaves_weights_in_memory(tmp_path: Path) -
     (tmp_path / "file").write_text("")
     value = large()
     assert Spill(tmp_path / "file" / "cache", in_memory=0).hold(value) is value
+
+
+def test_constants_that_are_soon_gone_take_no_room_of_others(tmp_path: Path) -> None:
+    """Dozens of trials would count as files that are on the disk together."""
+    spill = Spill(tmp_path, in_memory=MEGABYTE)
+    assert spill.hold(large()) is not None
+    value, other = large(), large()
+    assert spill.fresh().hold(value) is value
+    assert spill.hold(other) is not other

@@ -36,9 +36,14 @@ class Spill:
             folder: where a disk is. In one that is memory itself, nothing is gained.
             in_memory: bytes that stay in memory.
         """
-        self._folder, self._room = folder, in_memory
+        self._folder, self._in_memory = folder, in_memory
+        self._room = in_memory
         self._written = 0
         self._failed = False
+
+    def fresh(self) -> Spill:
+        """Return one like this that has held nothing yet, for constants that are soon gone."""
+        return Spill(self._folder, self._in_memory)
 
     def hold(self, value: torch.Tensor) -> torch.Tensor:
         """Return a tensor whose memory nobody else uses, or the same in pages of a file.
