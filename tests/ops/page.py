@@ -8,17 +8,19 @@ takes some minutes, and writes `docs/operators.md` and `tests/ops/lowered.json`.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 
 from tests.ops import tolerances
 from tests.ops.harness import EAGER, LOWERED, RAISED, RANDOM, WRONG
-from tests.ops.measure import PARTLY, measure
+from tests.ops.measure import PARTLY, Measured, measure
 from tests.ops.record import Table, type_name, write_record
 from tests.ops.relevant import DTYPES, all_ops, dtypes_of, exclusion, relevant_ops
 from tests.ops.samples import TAKEN
@@ -28,13 +30,29 @@ PAGE = Path(__file__).parents[2] / "docs" / "operators.md"
 STATES = (LOWERED, PARTLY, EAGER, WRONG, RAISED)
 
 
+#: Processes that measure at a time.
+PROCESSES = 2
+
+
+def _be_quiet() -> None:
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+
+
+def _measure(name: str) -> dict[torch.dtype, Measured]:
+    op = relevant_ops()[name]
+    return {dtype: measure(op, dtype) for dtype in dtypes_of(op)}
+
+
 def measure_ops() -> Table:
     """Measure every relevant op in every type that it takes."""
+    names = list(relevant_ops())
+    context = multiprocessing.get_context("spawn")
     table = {}
-    ops = relevant_ops()
-    for place, (name, op) in enumerate(ops.items()):
-        print(f"\r{place + 1}/{len(ops)} {name:60.60}", end="", file=sys.stderr)
-        table[name] = {dtype: measure(op, dtype) for dtype in dtypes_of(op)}
+    with ProcessPoolExecutor(PROCESSES, context, initializer=_be_quiet) as pool:
+        for name, row in zip(names, pool.map(_measure, names), strict=True):
+            table[name] = row
+            print(f"\r{len(table)}/{len(names)} {name:60.60}", end="", file=sys.stderr)
     print(file=sys.stderr)
     return table
 
@@ -105,8 +123,6 @@ def _excluded() -> Iterator[str]:
 
 
 def main() -> None:
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
     table = measure_ops()
     write_record(table)
     PAGE.parent.mkdir(exist_ok=True)
