@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
@@ -43,7 +44,9 @@ class Core:
         self._scope = ""
         self._names: dict[str, int] = {}
 
-    def __del__(self) -> None:
+    def __del__(self, _ends: Callable[[], bool] = sys.is_finalizing) -> None:
+        if _ends():
+            return  # modules are gone by then, and the process takes its memory with it
         held = dict(vars(self))
         vars(self).clear()
         end(held)
