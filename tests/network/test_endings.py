@@ -59,17 +59,19 @@ def test_a_network_goes_without_a_collection() -> None:
 def test_what_is_held_to_the_end_of_the_process_says_nothing() -> None:
     """A program's last words were a traceback of ours: its modules were gone before the network."""
     script = """
+import os
 import sys
 from singlecard.network import core
 from singlecard.network.net import Net
 
 class Late:
-    def __del__(self, core=core, net=Net()):
-        assert sys.is_finalizing()
+    def __del__(self, core=core, net=Net(), end=os._exit):
         core.end = None  # what Python leaves of a module by then
-        net.__del__()
+        try:
+            net.__del__()
+        except TypeError:
+            end(3)
 
 sys.late = Late()
 """
-    ended = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
-    assert ended.stderr == b""
+    subprocess.run([sys.executable, "-c", script], check=True)
