@@ -16,7 +16,8 @@ import singlecard.passes as passes
 from singlecard.capture.program import Program
 from singlecard.errors import OptionError, RewriteError
 from singlecard.passes import FIRST, PASSES, SECOND, attention_bias, batch_norm, simplify
-from singlecard.passes.checking import Checker, Pass, run_passes
+from singlecard.passes.checking import Checker, Pass, run_passes, run_program
+from singlecard.passes.constants import fold_constants
 from singlecard.passes.rule import EXACT, Exactness, exactness_of, rule
 from singlecard.passes.samples import samples_of
 from tests.graphs import program_of
@@ -211,3 +212,35 @@ def test_a_fault_of_a_whole_pass_is_named() -> None:
     with pytest.raises(RewriteError, match="^fold_constants changed") as raised:
         run_passes(program_of(lambda x: x.sin(), X), [broken])
     assert raised.value.rule is None
+
+
+def test_weights_that_are_rounded_once_are_told_from_a_changed_answer() -> None:
+    """Signs of what rounded weights give were blamed on the pass that rounds them for good."""
+    weight = nn.Parameter(torch.randn(32, 64))
+    program = program_of(lambda x: x @ weight.bfloat16().float() > 0, X)
+    samples = [
+        (sample, run_program(program, sample.inputs, True)) for sample in samples_of(program)
+    ]
+    fold_constants(program)
+    assert not [node for node in program.calls() if node.target is aten._to_copy.default]
+    for sample, (before,) in samples:
+        (after,) = run_program(program, sample.inputs, True)
+        assert torch.equal(before, after), sample.name
+
+
+def test_what_an_op_makes_is_of_the_type_that_is_tried() -> None:
+    """PyTorch misreads a mask of float32 beside queries of float64: a rule was blamed for it."""
+
+    def masked(x: torch.Tensor) -> torch.Tensor:
+        mask = torch.full((x.shape[2], x.shape[2]), float("-inf")).triu(1)
+        return F.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+    program = program_of(masked, torch.randn(2, 2, 9, 8), dynamic=True)
+    for sample in samples_of(program):
+        (given,) = (value for value in sample.inputs if isinstance(value, torch.Tensor))
+        (answer,) = run_program(program, sample.inputs, True)
+        double = given.double()
+        length = given.shape[2]
+        mask = torch.full((length, length), float("-inf"), dtype=torch.float64).triu(1)
+        expected = F.scaled_dot_product_attention(double, double, double, attn_mask=mask)
+        torch.testing.assert_close(answer, expected, rtol=1e-9, atol=1e-9)

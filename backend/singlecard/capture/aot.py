@@ -17,7 +17,7 @@ from torch._guards import TracingContext
 from torch.utils._python_dispatch import _disable_current_modes
 
 from singlecard.capture import ops
-from singlecard.capture.composite import kept_whole
+from singlecard.capture.composite import kept_whole, numbers_left_alone
 from singlecard.capture.decompose import own_decompositions
 from singlecard.capture.inlining import inline_regions
 from singlecard.capture.layouts import promise_layouts
@@ -182,7 +182,7 @@ def capture(
     # Before ops are hidden: PyTorch keeps the list of ops that it collects here for `torch.export`.
     table = decompositions()
     try:
-        with kept_whole(_KEPT_WHOLE):
+        with kept_whole(_KEPT_WHOLE), numbers_left_alone():
             return aot_module_simplified(
                 copy,
                 examples,

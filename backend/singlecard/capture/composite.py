@@ -1,4 +1,4 @@
-"""Ops that PyTorch takes apart in Python before any table of decompositions is asked."""
+"""What PyTorch does in Python before any table of decompositions is asked, and how it is stopped."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch._C import DispatchKey
 from torch._decomp.decompositions import upsample_compute_output_size
+from torch.utils._sympy.interp import handlers
+from torch.utils._sympy.reference import TensorReferenceAnalysis
 
 #: What PyTorch registers these under.
 _KEYS = (DispatchKey.CompositeImplicitAutograd, DispatchKey.Autograd)
@@ -44,6 +46,33 @@ def kept_whole(targets: Iterable[torch._ops.OpOverload]) -> Iterator[None]:
             for target, kernels in saved.items():
                 target.py_kernels.update(kernels)
                 target._dispatch_cache.clear()
+
+
+def _not_as_tensor(*_: Any) -> Any:
+    raise NotImplementedError("PyTorch has no tensor op for this arithmetic of sizes")
+
+
+@contextmanager
+def numbers_left_alone() -> Iterator[None]:
+    """Let AOTAutograd leave a number as it is where it cannot make a tensor of it.
+
+    Floats that meet tensors become tensors there (`tensorify_python_scalars`). PyTorch 2.13 knows
+    no tensor ops for some functions, such as Python's remainder, and instead of going on, as with
+    those that it says so of, it fails: a ratio of sizes behind `height % window` is enough.
+    """
+    with _changed:
+        missing = [
+            name
+            for name in set(handlers().values())
+            if not hasattr(TensorReferenceAnalysis, name)
+        ]
+        try:
+            for name in missing:
+                setattr(TensorReferenceAnalysis, name, staticmethod(_not_as_tensor))
+            yield
+        finally:
+            for name in missing:
+                delattr(TensorReferenceAnalysis, name)
 
 
 @functools.cache
