@@ -27,6 +27,10 @@ LEFT: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
     "memory like another": (lambda x: torch.empty_like(x.t()).copy_(x.t()) + 1, (X,)),
     "new memory": (lambda x: x.new_empty(5).zero_() + x.sum(), (X,)),
     "memory with strides": (lambda x: torch.empty_strided((3, 4), (1, 3)).fill_(1) + x, (X,)),
+    "new memory with strides": (
+        lambda x: torch.empty_strided((2, 3, 4), (4, 8, 1)).copy_(x).sum((0, 2)),
+        (X,),
+    ),
     "take by a number": (lambda x: torch.take(x * 2, (x.sum() * 0).long()), (X,)),
     "linspace of values": (lambda x: torch.linspace(x.sum(), x.max(), 7), (X,)),
     "logspace of values": (lambda x: torch.logspace(x.min(), x.max(), 5), (X,)),

@@ -32,6 +32,14 @@ def _written(x: torch.Tensor) -> Any:
     return y
 
 
+def _put_back(x: torch.Tensor) -> Any:
+    count = torch.arange(x.shape[0])
+    order = (count + 2) % x.shape[0]
+    places = torch.empty_like(order)
+    places[order] = count
+    return (x * 2)[order][places] + 1
+
+
 _ON_SEQUENCES: dict[str, Callable[..., Any]] = {
     "parts": _parts,
     "pieces": lambda x: [piece * 2 for piece in (x * 2).split([2, x.shape[1] - 2], 1)],
@@ -51,6 +59,8 @@ _ON_SEQUENCES: dict[str, Callable[..., Any]] = {
     "normalized": lambda x: (F.layer_norm(x, (4,)), F.group_norm(x.mT.contiguous(), 2)),
     "causal": lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
     "picked": lambda x: x.topk(2, 1)[0],
+    "counted": lambda x: torch.histc(x, 5, -1, 1) * 2,
+    "put back as experts do": _put_back,
 }
 
 _ON_IMAGES: dict[str, Callable[..., Any]] = {

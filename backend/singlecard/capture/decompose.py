@@ -71,7 +71,24 @@ def _empty(size: Sequence[int], **named: Any) -> Any:
     """Memory that nobody wrote holds any values: zeros are as good, and the same in every call."""
     if named.pop("memory_format", None) not in (None, torch.contiguous_format):
         return NotImplemented
-    return aten.full.default(size, 0, **named)
+    # Of an integer, PyTorch would make integers where no type is given.
+    return aten.full.default(size, 0.0, **named)
+
+
+def _empty_permuted(size: Sequence[int], physical_layout: Sequence[int], **named: Any) -> Any:
+    """As `_empty`, with the axes from the outermost in memory to the innermost."""
+    filled = _empty([size[axis] for axis in physical_layout], **named)
+    places = sorted(range(len(size)), key=physical_layout.__getitem__)
+    return aten.permute.default(filled, places)
+
+
+def _empty_strided(size: Sequence[int], stride: Sequence[int], **named: Any) -> Any:
+    """As `_empty`, where the strides are known, and those of axes in some order."""
+    if not all(isinstance(item, int) for item in (*size, *stride)):
+        return NotImplemented
+    order = sorted(range(len(size)), key=lambda axis: (-stride[axis], axis))
+    filled = _empty_permuted(size, order, **named)
+    return filled if tuple(filled.stride()) == tuple(stride) else NotImplemented
 
 
 def _native_dropout(input: torch.Tensor, p: float, train: bool | None) -> Any:
@@ -202,6 +219,8 @@ def own_decompositions() -> dict[Any, Callable[..., Any]]:
         aten.cat.default: _cat,
         aten.mkldnn_rnn_layer.default: _lstm_layer,
         aten.empty.memory_format: _empty,
+        aten.empty_permuted.default: _empty_permuted,
+        aten.empty_strided.default: _empty_strided,
         aten.native_dropout.default: _native_dropout,
         aten.take.default: _take,
         torch.ops.prims.copy_strided.default: _copy_strided,
