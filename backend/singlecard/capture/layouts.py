@@ -67,6 +67,17 @@ _BY_ADDRESS = frozenset(
     )
 )
 
+#: ATen ops whose kernels refuse, or misread, an argument that is not contiguous. Graphs have a copy
+#: in front of them, which engines have no use for; where PyTorch runs the op, it is made again.
+CONTIGUOUS = frozenset(
+    {
+        aten._embedding_bag.default,
+        aten._embedding_bag_forward_only.default,
+        aten._pdist_forward.default,
+        aten.native_group_norm.default,
+    }
+)
+
 
 def reads_memory(target: Any) -> bool:
     """Tell whether an op's answer may depend on how its arguments lie in memory."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sympy
+import torch
 from torch.utils._sympy.printers import PythonPrinter
 
 from singlecard.capture.spans import Triple
@@ -258,7 +259,7 @@ def _placed(guards: Sequence[sympy.Basic], symbols: Sequence[sympy.Symbol]) -> l
         if names[0] in places:
             text = f"lambda {', '.join(map(str, names))}: {PythonPrinter().doprint(expr)}"
             # As PyTorch does itself with its guards.
-            holds = eval(text, {"math": math})
+            holds = eval(text, {"math": math, "torch": torch})
             found.append(_Constraint(expr, tuple(places[name] for name in names), holds))
     return found
 

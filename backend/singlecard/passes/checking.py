@@ -17,6 +17,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+from singlecard.capture.layouts import CONTIGUOUS
 from singlecard.capture.program import Program, with_effects
 from singlecard.errors import OptionError, RewriteError
 from singlecard.host_memory import on_cpu
@@ -221,31 +222,47 @@ def run_program(program: Program, inputs: Sequence[Any], double: bool) -> list[A
         inputs: for each placeholder, in order; they are not changed.
         double: whether floating-point values are float64, whatever their type.
     """
-    wide = _wide if double else lambda value: value
     values: dict[fx.Node, Any] = {}
     given: Iterator[Any] = iter(inputs)
     last = {arg: node for node in program.graph.nodes for arg in node.all_input_nodes}
+    known = _known(program) if double else set()
 
     def of(arg: fx.Node) -> Any:
         if arg not in values:
             held = program.constant(arg)
             assert held is not None
-            values[arg] = wide(on_cpu(held.detach()))
+            values[arg] = on_cpu(held.detach())
         return values[arg]
+
+    def wide(arg: fx.Node) -> Any:
+        return pytree.tree_map_only(torch.Tensor, _wide, of(arg)) if double else of(arg)
 
     with _disable_current_modes():
         for node in program.graph.nodes:
             if node.op == "placeholder":
                 value = next(given)
-                values[node] = wide(value.clone()) if isinstance(value, torch.Tensor) else value
+                values[node] = value.clone() if isinstance(value, torch.Tensor) else value
             elif node.op == "call_function":
-                values[node] = _run(node, of, double)
+                is_own = node in known
+                values[node] = _run(node, of if is_own else wide, double and not is_own)
                 for arg in node.all_input_nodes:
                     if last[arg] is node:
                         values.pop(arg, None)
             elif node.op == "output":
-                results = fx.map_arg(node.args[0], of)
+                results = fx.map_arg(node.args[0], wide)
         return list(pytree.tree_leaves(list(results)))
+
+
+def _known(program: Program) -> set[fx.Node]:
+    """Return what constants alone decide: passes compute it in its own types, and keep it."""
+    known: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        is_known = node.op == "get_attr"
+        if node.op == "call_function" and node.all_input_nodes:
+            is_known = known.issuperset(node.all_input_nodes)
+        if is_known:
+            known.add(node)
+    return known
 
 
 def _run(node: fx.Node, of: Callable[[fx.Node], Any], double: bool) -> Any:
@@ -262,6 +279,8 @@ def _run(node: fx.Node, of: Callable[[fx.Node], Any], double: bool) -> Any:
             args = (*args[:2], False)  # of a half, to FP32
     if target in _VIEWS:  # a copy in front may have been dropped
         target = aten.reshape.default
+    elif target in CONTIGUOUS:
+        args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.contiguous, (args, kwargs))
     return target(*args, **kwargs)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
-from singlecard.capture.layouts import promised, restrided
+from singlecard.capture.layouts import CONTIGUOUS, promised, restrided
 from singlecard.capture.program import Program
 from singlecard.capture.quantized import dequantize, fake_quantize
 from singlecard.host_memory import on_cpu
@@ -79,8 +80,10 @@ def _evaluate(node: fx.Node, folded: dict[fx.Node, Any]) -> Any:
     kwargs = dict(fx.map_arg(node.kwargs, value_of))
     if kwargs.get("device") is not None:
         kwargs["device"] = torch.device("cpu")
-    # Without the copies that passes drop, a constant may lie otherwise than a view expects.
+    # Without the copies that passes drop, a constant may lie otherwise than an op expects.
     target: Any = aten.reshape.default if node.target in _VIEWS else node.target
+    if target in CONTIGUOUS:
+        args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.contiguous, (args, kwargs))
     return target(*args, **kwargs)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from singlecard.capture.layouts import (
+    CONTIGUOUS,
     keep_promise,
     laid_out,
     layout_of,
@@ -86,10 +87,21 @@ def module_of(program: Program, segment: Segment) -> fx.GraphModule:
         copies[node] = graph.node_copy(node, lambda arg: copies[arg])
         if node.target in _VIEWS:
             copies[node].target = aten.reshape.default
+        elif node.target in CONTIGUOUS:
+            _make_contiguous(copies[node])
         elif promised(node):  # an engine's results lie as it likes
             keep_promise(copies[node], sources)
     graph.output(tuple(copies[node] for node in segment.outputs))
     return fx.GraphModule(root, graph)
+
+
+def _make_contiguous(node: fx.Node) -> None:
+    with node.graph.inserting_before(node):
+        for arg in node.all_input_nodes:
+            if isinstance(arg.meta["val"], torch.Tensor):
+                contiguous = node.graph.call_function(aten.contiguous.default, (arg,))
+                contiguous.meta = {"val": arg.meta["val"].contiguous()}
+                node.replace_input_with(arg, contiguous)
 
 
 def pytorch_runner(program: Program, segment: Segment, compiler: str) -> Runner:
