@@ -1,4 +1,4 @@
-"""What PyTorch does in Python before any table of decompositions is asked, and how it is stopped."""
+"""What PyTorch does in Python before a table of decompositions is asked, and how to stop it."""
 
 from __future__ import annotations
 
@@ -62,9 +62,7 @@ def numbers_left_alone() -> Iterator[None]:
     """
     with _changed:
         missing = [
-            name
-            for name in set(handlers().values())
-            if not hasattr(TensorReferenceAnalysis, name)
+            name for name in set(handlers().values()) if not hasattr(TensorReferenceAnalysis, name)
         ]
         try:
             for name in missing:
