@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import singlecard
 from singlecard.backend import compile_in
 from singlecard.options import Options
 from singlecard.session import Session
@@ -30,6 +32,11 @@ def _written(x: torch.Tensor) -> Any:
     y[:, 1:3] = 7
     y[:, -1] = x[:, 0]
     return y
+
+
+def _scaled_by_ratios(x: torch.Tensor) -> Any:
+    padded = F.pad(x, (0, 0, 0, -x.shape[1] % 4))
+    return padded * max(padded.shape[1] / x.shape[0], 1.0) + padded.shape[1] / 7
 
 
 def _put_back(x: torch.Tensor) -> Any:
@@ -61,6 +68,7 @@ _ON_SEQUENCES: dict[str, Callable[..., Any]] = {
     "picked": lambda x: x.topk(2, 1)[0],
     "counted": lambda x: torch.histc(x, 5, -1, 1) * 2,
     "put back as experts do": _put_back,
+    "scaled by ratios of sizes, as relative positions are": _scaled_by_ratios,
 }
 
 _ON_IMAGES: dict[str, Callable[..., Any]] = {
@@ -174,3 +182,28 @@ def test_number_of_the_caller_is_a_size() -> None:
         torch.testing.assert_close(compiled(torch.ones(3), count), model(torch.ones(3), count))
     (graph,) = session.graphs
     assert graph.fallback == [] and len(graph.engines) == 1
+
+
+@torch.no_grad()
+def test_keys_and_values_are_as_many(tmp_path: Path) -> None:
+    """Keys and values of a cache have symbols of their own, of which PyTorch asks nothing: with the
+    usual sizes apart, TensorRT refused the engine, and later calls ran in PyTorch."""
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> Any:
+        if k.shape[2] > mask.shape[3]:
+            mask = F.pad(mask, (0, k.shape[2] - mask.shape[3]))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask) * 2
+
+    options = {"targets": "sm89", "min_block_size": 1, "cache_dir": str(tmp_path)}
+    session = Session(Options.parse(options), "reference", True)
+    compiled = torch.compile(
+        attend, backend=lambda *given: compile_in(session, *given), dynamic=True
+    )
+    before = singlecard.counters()
+    for words, room, seen in ((3, 16, 7), (5, 24, 10), (2, 9, 4)):
+        q, k, v = (torch.randn(2, 2, count, 8) for count in (words, room, room))
+        mask = torch.zeros(2, 1, words, seen)
+        torch.testing.assert_close(compiled(q, k, v, mask), attend(q, k, v, mask))
+    counted = singlecard.counters() - before
+    assert counted.build_failures == 0 and counted.evaluations == 3
+    assert all(not graph.fallback for graph in session.graphs)

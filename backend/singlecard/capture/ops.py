@@ -57,6 +57,9 @@ def _attention_fake(
     enable_gqa: bool,
     rows_see: bool = False,
 ) -> torch.Tensor:
+    # PyTorch's own say nothing of it, and symbols would stay apart that are one.
+    torch._check(key.shape[-2] == value.shape[-2], lambda: "as many keys as values")
+    torch._check(query.shape[-1] == key.shape[-1], lambda: "queries as wide as keys")
     batch = query.shape[:-2]
     if not enable_gqa:
         batch = torch.broadcast_shapes(batch, key.shape[:-2], value.shape[:-2])

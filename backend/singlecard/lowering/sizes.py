@@ -121,7 +121,8 @@ class Sizes:
         if not is_number(number):
             return number
         expr = number.node.expr
-        if expr.free_symbols <= self.symbols.keys() | self.known.keys():
+        is_size = not isinstance(number, torch.SymFloat)  # the host works out what is none
+        if is_size and expr.free_symbols <= self.symbols.keys() | self.known.keys():
             return self.of(number)
         if expr in self.operands:
             if expr not in self._operands:
