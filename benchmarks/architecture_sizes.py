@@ -62,16 +62,16 @@ def measure_sizes(one: Any, cache: str, tell: Callable[[int], None]) -> dict[str
     options = Options.parse({"targets": "sm89", "cache_dir": cache})
     session, before = Session(options, "reference", True), singlecard.counters()
 
-    seconds = {"calls": 0.0, "backend": 0.0}
     symbolic: list[bool] = []  # of each graph whose sizes vary: has it an engine for them?
 
     def backend(graph: torch.fx.GraphModule, given: Sequence[Any]) -> Callable[..., Any]:
-        place, started = len(session.graphs), time.process_time()
+        place = len(session.graphs)
         compiled = compile_in(session, graph, given)
-        seconds["backend"] += time.process_time() - started
-        if any(symbols_in(given)):
-            made = [binding for item in session.graphs[place:] for binding in item.bindings]
-            symbolic.append(any(binding.profiles for binding in made))
+        made = session.graphs[place:]
+        if any(symbols_in(given)) and any(item.bindings or item.fallback for item in made):
+            bindings = [binding for item in made for binding in item.bindings]
+            left = any(item.fallback for item in made)
+            symbolic.append(any(binding.profiles for binding in bindings) or not left)
         return compiled
 
     torch._dynamo.reset()
@@ -85,10 +85,7 @@ def measure_sizes(one: Any, cache: str, tell: Callable[[int], None]) -> dict[str
         expected = module(*copied(args), **copied(kwargs))
         args, kwargs = copied((args, kwargs))
         torch.manual_seed(step)
-        started = time.process_time()
-        answers = compiled(*args, **kwargs)
-        seconds["calls"] += time.process_time() - started
-        found = compare(answers, expected)
+        found = compare(compiled(*args, **kwargs), expected)
         errors.append(found.relative_l2)
         mismatch = mismatch or found.mismatch
         seen = seen or len(session.graphs)
@@ -115,7 +112,6 @@ def measure_sizes(one: Any, cache: str, tell: Callable[[int], None]) -> dict[str
                 for item in graph.fallback
             }
         ),
-        "cpu_seconds": {name: round(spent, 1) for name, spent in seconds.items()},
     }
 
 
@@ -241,13 +237,12 @@ def render_page(result: dict[str, Any]) -> str:
         f"have engines for sizes that vary, {len(whole)} in every graph with such sizes.",
         "",
         "Sizes at which PyTorch kept none symbolic are those of a graph of their own, with engines "
-        "for these sizes. CPU seconds are those of the three calls, and how many of them were "
-        "spent in the backend; most others are Dynamo's.",
+        "for these sizes.",
         "",
         "| model | varies | graphs | of them symbolic | of these with engines | engines | for "
-        "sizes that vary | calls that PyTorch answered | builds that failed | error | CPU seconds "
-        "| in the backend | left to PyTorch where sizes vary |",
-        "|" + " --- |" * 13,
+        "sizes that vary | calls that PyTorch answered | builds that failed | error | left to "
+        "PyTorch where sizes vary |",
+        "|" + " --- |" * 11,
     ]
     for row in rows:
         left = "; ".join(row["fallback"]).replace("|", "\\|")
@@ -262,8 +257,7 @@ def render_page(result: dict[str, Any]) -> str:
             "build_failures",
         )
         values = [row["name"], row["varies"], *(row[name] for name in counts), error]
-        values += [*row["cpu_seconds"].values(), left]
-        lines.append(f"| {' | '.join(map(str, values))} |")
+        lines.append(f"| {' | '.join(map(str, [*values, left]))} |")
     if failed:
         lines += ["", "Without an answer:", ""]
         lines += [f"- {row['name']}: {row['mismatch']}" for row in failed]

@@ -39,6 +39,13 @@ def _scaled_by_ratios(x: torch.Tensor) -> Any:
     return padded * max(padded.shape[1] / x.shape[0], 1.0) + padded.shape[1] / 7
 
 
+def _windows(x: torch.Tensor) -> Any:
+    """Windows of three that overlap, by strides."""
+    x = (x * 2).contiguous()
+    whole, row, one = x.stride()
+    return x.as_strided((x.shape[0], x.shape[1] - 2, 3, x.shape[2]), (whole, row, row, one)) + 1
+
+
 def _put_back(x: torch.Tensor) -> Any:
     count = torch.arange(x.shape[0])
     order = (count + 2) % x.shape[0]
@@ -67,6 +74,7 @@ _ON_SEQUENCES: dict[str, Callable[..., Any]] = {
     "causal": lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
     "picked": lambda x: x.topk(2, 1)[0],
     "counted": lambda x: torch.histc(x, 5, -1, 1) * 2,
+    "windows by strides": _windows,
     "put back as experts do": _put_back,
     "scaled by ratios of sizes, as relative positions are": _scaled_by_ratios,
 }

@@ -117,7 +117,7 @@ def layout_of(value: torch.Tensor) -> Layout | None:
     """
     sizes, strides = tuple(value.shape), tuple(value.stride())
     broadcast = _broadcast(sizes, strides)
-    order = _packed(sizes, strides)
+    order = packed_order(sizes, strides)
     has_gaps = order is None
     if order is None:
         order = _by_hints(sizes, strides)
@@ -235,7 +235,7 @@ def _laid(
         return call(restrided, (arg, tuple(map(int, strides)), from_start))
     sizes = tuple(arg.meta["val"].shape)
     broadcast = _broadcast(sizes, strides)
-    order = _packed(sizes, strides)
+    order = packed_order(sizes, strides)
     if order is not None:
         return call(packed, (arg, order, broadcast))
     if symbols <= sources.keys():
@@ -258,7 +258,7 @@ def symbols_promised(nodes: Iterable[fx.Node]) -> list[sympy.Symbol]:
         symbol
         for node in nodes
         for arg, strides in zip(arguments(node), promised(node), strict=False)
-        if strides is not None and _packed(arg.meta["val"].shape, strides) is None
+        if strides is not None and packed_order(arg.meta["val"].shape, strides) is None
         for symbol in symbols_in(list(strides))
     )
     return list(dict.fromkeys(found))
@@ -279,7 +279,7 @@ def _broadcast(sizes: Sequence[Any], strides: Sequence[Any]) -> tuple[int, ...]:
     )
 
 
-def _packed(sizes: Sequence[Any], strides: Sequence[Any]) -> tuple[int, ...] | None:
+def packed_order(sizes: Sequence[Any], strides: Sequence[Any]) -> tuple[int, ...] | None:
     """Return the order of axes that lie without gaps; None where gaps are, or may be."""
     broadcast = _broadcast(sizes, strides)
     left = [axis for axis in range(len(sizes)) if axis not in broadcast]
