@@ -261,6 +261,10 @@ def render_page(result: dict[str, Any]) -> str:
     if failed:
         lines += ["", "Without an answer:", ""]
         lines += [f"- {row['name']}: {row['mismatch']}" for row in failed]
+    measured = {row["name"] for row in result["rows"]}
+    missing = [name for name in load_architectures() if name not in measured]
+    if missing:
+        lines += ["", f"Not measured: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 
