@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import blake3
 
@@ -27,6 +27,9 @@ from singlecard.errors import ArtifactError
 PAGE = 4096
 
 MANIFEST, SIGNATURE = "manifest.json", "signature"
+
+#: Bytes of a manifest, which is read before anything can be checked.
+MOST_MANIFEST = 1 << 26
 
 #: A local header before its name and extra field, and the entry there that ZIP64 takes.
 _HEADER, _ZIP64 = 30, 20
@@ -149,6 +152,30 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _opened(path: Path) -> IO[bytes]:
+    """Open a regular file to be read; of anything else nothing is read, and nothing waited for.
+
+    Raises:
+        ArtifactError: it is none, or cannot be opened.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:  # a path with a zero in it is no path
+        raise ArtifactError(
+            f"the artifact {path} cannot be opened: {getattr(error, 'strerror', None) or error}. "
+            "Write it with singlecard.export, or give the path of one that is there"
+        ) from error
+    kind = os.fstat(handle).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(handle)
+        why = "it is a folder" if stat.S_ISDIR(kind) else "it is no regular file"
+        raise ArtifactError(
+            f"the artifact {path} cannot be opened: {why}. Write it with singlecard.export, or "
+            "give the path of one that is there"
+        )
+    return os.fdopen(handle, "rb")
+
+
 class Archive:
     """An artifact that is open to be read; a file that takes its name later is not this one."""
 
@@ -161,16 +188,16 @@ class Archive:
         self.path = path
         self.expected: Mapping[str, Mapping[str, Any]] = {}
         self._checked: set[str] = set()
-        try:
-            self._file = path.open("rb")
-        except OSError as error:
-            raise ArtifactError(
-                f"the artifact {path} cannot be opened: {error.strerror or error}. Write it with "
-                "singlecard.export, or give the path of one that is there"
-            ) from error
+        self._file = _opened(path)
         try:
             with zipfile.ZipFile(self._file) as container:
                 self._members = self._look(container)
+                for name in (MANIFEST, SIGNATURE):
+                    held = self._members.get(name)
+                    if held is not None and held.length > MOST_MANIFEST:
+                        raise self.damaged(
+                            f"{name} has {held.length} bytes, and at most {MOST_MANIFEST} are read"
+                        )
                 self.manifest = container.read(MANIFEST)
                 signed = SIGNATURE in self._members
                 self.signature = container.read(SIGNATURE) if signed else None

@@ -39,7 +39,7 @@ from singlecard.errors import ArtifactError, CaptureError, SinglecardError
 from singlecard.lowering.ranges import UNBOUNDED
 from singlecard.network.building import Progress
 from singlecard.options import Options
-from singlecard.partition import Segment
+from singlecard.partition import Segment, divide
 from singlecard.report.arguments import Arguments
 from singlecard.report.doors import Entrance
 from singlecard.report.measure import cpu_convolutions
@@ -47,8 +47,23 @@ from singlecard.report.origin import first_line, place_of
 from singlecard.report.ranges import to_dims
 from singlecard.report.refusals import check_captured, refusal_of
 from singlecard.runtime.executable import Executable
-from singlecard.runtime.wiring import Wiring
+from singlecard.runtime.wiring import Wiring, wiring_of
 from singlecard.session import Graph, Session
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A model as PyTorch runs it, before anything of it was rewritten.
+
+    Attributes:
+        program: the model.
+        segments: all of it, in the order in which it runs.
+        wiring: with places as those of `Captured`.
+    """
+
+    program: Program
+    segments: tuple[Segment, ...]
+    wiring: Wiring
 
 
 @dataclass(frozen=True)
@@ -56,7 +71,7 @@ class Captured:
     """A compiled model.
 
     Attributes:
-        exported: the whole model as a program.
+        whole: the whole model as PyTorch runs it.
         program: what was compiled; its segments refer to it.
         segments: in the order in which they run.
         graph: what became of it.
@@ -69,7 +84,7 @@ class Captured:
         timings: seconds by stage.
     """
 
-    exported: ExportedProgram
+    whole: Whole
     program: Program
     segments: tuple[Segment, ...]
     graph: Graph
@@ -104,10 +119,12 @@ def capture_model(entrance: Entrance, progress: Progress | None) -> Captured:
     chosen = dataclasses.replace(options, build=_build(options))
     session = Session(chosen, "reference", True, progress)
     programs: list[Program] = []
+    wholes: list[Program] = []
     executables: list[Executable] = []
 
     def compile_program(program: Program) -> Executable:
         programs.append(program)
+        wholes.append(program.copy())
         program.scope = Scope(True, True, type(call.model).__name__, paths_of([module]))
         executables.append(session.compile(program, spans))
         return executables[0]
@@ -135,6 +152,7 @@ def capture_model(entrance: Entrance, progress: Progress | None) -> Captured:
     if reason:
         raise _unsaid(reason)
     wiring, state, varying = _placed(program, executables[0].wiring, flat)
+    whole = _whole(wholes[0], flat)
     passed = _passed(context.fw_metadata, flat, state)
     graph = session.graphs[-1]
     assert graph.partition is not None
@@ -149,7 +167,7 @@ def capture_model(entrance: Entrance, progress: Progress | None) -> Captured:
         tuple(name for name in optional if name not in named and name not in names[: len(given)]),
     )
     return Captured(
-        exported,
+        whole,
         program,
         graph.partition.segments,
         graph,
@@ -161,6 +179,12 @@ def capture_model(entrance: Entrance, progress: Progress | None) -> Captured:
         tuple(changed),
         timings,
     )
+
+
+def _whole(program: Program, flat: Flat) -> Whole:
+    segments = divide(program, lambda node: "PyTorch runs all of it", 1).segments
+    wiring, _, _ = _placed(program, wiring_of(program, segments), flat)
+    return Whole(program, segments, wiring)
 
 
 def _build(options: Options) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 from torch.fx.experimental import proxy_tensor
 
 from singlecard.artifact.archive import MANIFEST, SIGNATURE, Writer, check_folder, writing
-from singlecard.artifact.captured import Captured, capture_model
+from singlecard.artifact.captured import Captured, Whole, capture_model
 from singlecard.artifact.manifest import (
     CALIBRATION,
     FORMAT,
@@ -24,10 +23,9 @@ from singlecard.artifact.manifest import (
     sign,
     versions,
 )
-from singlecard.artifact.programs import write_program
-from singlecard.artifact.remainder import export_segment
+from singlecard.artifact.remainder import segment_to_plain
 from singlecard.artifact.signature import signature_to_plain
-from singlecard.artifact.tensors import add_tensor
+from singlecard.artifact.tensors import Adder
 from singlecard.capture.plain import NotPlain
 from singlecard.checking import flag_from, path_from
 from singlecard.engine.build import Engine
@@ -124,8 +122,8 @@ def export(
     """Write a model to one file that `singlecard.load` runs without the model's source.
 
     The file has the engines for ``options["targets"]`` (portable where none are given), what stays
-    in PyTorch as programs of ``torch.export``, the types and sizes of inputs, the calibration
-    table, and versions. It has no pickle. No GPU is needed.
+    in PyTorch as lists of calls in plain data, the types and sizes of inputs, the calibration
+    table, and versions. It has no pickle and no code. No GPU is needed.
 
     Args:
         model: a model, or any function of tensors.
@@ -167,8 +165,8 @@ def export(
     Cache(chosen.cache_dir).open()
     with _forgetting_nodes():
         captured = capture_model(entrance, progress)
-        with tempfile.TemporaryDirectory(prefix="singlecard-") as folder, writing(target) as writer:
-            manifest = _write(writer, captured, chosen, fallback, Path(folder))
+        with writing(target) as writer:
+            manifest = _write(writer, captured, chosen, fallback)
             content = json.dumps(manifest, indent=1, sort_keys=True).encode()
             writer.add(MANIFEST, content)
             if key is not None:
@@ -216,9 +214,7 @@ def _key(options: Options) -> bytes | None:
     return read_key(Path(given).expanduser()) if given else None
 
 
-def _write(
-    writer: Writer, captured: Captured, options: Options, fallback: bool, folder: Path
-) -> dict[str, Any]:
+def _write(writer: Writer, captured: Captured, options: Options, fallback: bool) -> dict[str, Any]:
     """Add all members but the manifest; return that.
 
     Raises:
@@ -227,6 +223,7 @@ def _write(
     graph, table = captured.graph, options.calibration
     engines, bindings = iter(graph.engines), iter(graph.bindings)
     steps: list[dict[str, Any]] = []
+    add = Adder(writer)
     for number, segment in enumerate(captured.segments):
         if segment.lowered:
             engine, binding = next(engines), next(bindings)
@@ -234,13 +231,9 @@ def _write(
             steps.append({"engine": name, "binding": binding_to_plain(binding)})
         else:
             what = "the part of the model that stays in PyTorch"
-            file = folder / f"{number}.pt2"
-            write_program(export_segment(captured.program, segment), file, what)
-            steps.append({"program": writer.add(program_member(number), file)})
-            file.unlink()
-    if fallback:
-        write_program(captured.exported, folder / MODEL, "the model")
-        writer.add(MODEL, folder / MODEL)
+            plain = segment_to_plain(captured.program, segment, add, what)
+            steps.append({"program": writer.add(program_member(number), _json(plain))})
+    whole = _add_whole(writer, captured.whole, add) if fallback else None
     if table is not None:
         writer.add(CALIBRATION, json.dumps(table.to_dict(), indent=1).encode())
     try:
@@ -258,12 +251,9 @@ def _write(
         "signature": signature,
         "wiring": wiring,
         "constants": {
-            str(slot): add_tensor(writer, constant.value)
-            for slot, constant in captured.wiring.constants.items()
+            str(slot): add(constant.value) for slot, constant in captured.wiring.constants.items()
         },
-        "state": [
-            {"name": name, **add_tensor(writer, value)} for name, value in captured.state.items()
-        ],
+        "state": [{"name": name, **add(value)} for name, value in captured.state.items()],
         "varying": list(captured.varying),
         "passed": [list(pair) for pair in captured.passed],
         "steps": steps,
@@ -276,10 +266,30 @@ def _write(
         },
         "ops": graph.ops,
         "lowered_ops": graph.lowered_ops,
-        "fallback": MODEL if fallback else None,
+        "fallback": whole,
         "calibration": None if table is None else CALIBRATION,
         "members": writer.members,
     }
+
+
+def _add_whole(writer: Writer, whole: Whole, add: Adder) -> dict[str, Any]:
+    """Add the whole model as PyTorch runs it; return how its parts hang together."""
+    members = []
+    for number, segment in enumerate(whole.segments):
+        plain = segment_to_plain(whole.program, segment, add, "the model")
+        members.append(writer.add(program_member(number, MODEL), _json(plain)))
+    try:
+        wiring = wiring_to_plain(whole.wiring)
+    except NotPlain as error:
+        raise ArtifactError(
+            f"the model needs what an artifact cannot say ({error}): use torch.compile"
+        ) from error
+    constants = {str(slot): add(held.value) for slot, held in whole.wiring.constants.items()}
+    return {"wiring": wiring, "constants": constants, "steps": members}
+
+
+def _json(plain: Any) -> bytes:
+    return json.dumps(plain, separators=(",", ":")).encode()
 
 
 def _add_engine(writer: Writer, engine: Engine, options: Options) -> str:

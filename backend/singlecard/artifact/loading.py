@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +21,24 @@ from singlecard import __version__
 from singlecard.artifact.archive import COPY_AGAIN, Archive
 from singlecard.artifact.manifest import FORMAT, signature_refusal
 from singlecard.artifact.plans import StoredPlan
-from singlecard.artifact.programs import UnknownOp, Unsafe, program_from_bytes
-from singlecard.artifact.remainder import segment_runner
+from singlecard.artifact.programs import Interpreter, NotTrusted, UnknownOp
 from singlecard.artifact.signature import Caller, signature_from_plain
 from singlecard.artifact.structure import structure_from_text
 from singlecard.artifact.tensors import read_tensor
 from singlecard.capture.plain import NotPlain
 from singlecard.engine.cache import Cache
 from singlecard.engine.signing import read_key
-from singlecard.errors import ArtifactError, CacheError, FlavourError, RuntimeFailure
+from singlecard.errors import (
+    ArtifactError,
+    CacheError,
+    FlavourError,
+    OptionError,
+    RuntimeFailure,
+)
 from singlecard.network.flavour import flavour_name, flavour_version
 from singlecard.options import Options, Specialization
 from singlecard.precision.table import CalibrationTable
 from singlecard.recipe import binding_from_plain, wiring_from_plain
-from singlecard.report.origin import first_line
 from singlecard.runtime.device import card_refusal, target_of
 from singlecard.runtime.engine import EngineRunner, settings_of
 from singlecard.runtime.executable import Executable
@@ -66,6 +70,7 @@ def load(
     cuda_graphs: bool = False,
     specialization: Specialization = "lazy",
     cache_dir: str | os.PathLike[str] | None = None,
+    trusted_ops: Collection[str] = (),
 ) -> Loaded:
     """Return what runs the model in an artifact of `singlecard.export`.
 
@@ -81,6 +86,9 @@ def load(
             a model that was exported with some ``memory_budget`` can stream its weights.
         cache_dir: folder for kernels that TensorRT for RTX compiles on the card, which the next
             process finds there. None: ``SINGLECARD_CACHE`` or the user's cache folder.
+        trusted_ops: full names of ops of other libraries that the model may call, such as
+            ``torchvision.nms.default``: their code runs on what the file says. The library must be
+            imported already.
 
     Raises:
         ArtifactError: the file is damaged, of another release, wrongly signed, or of another
@@ -102,7 +110,11 @@ def load(
         "cache_dir": cache_dir,
     }
     options = Options.parse(given)
-    archive = Archive(Path(path).expanduser())
+    if signing_key is not None and not os.fspath(signing_key):
+        raise OptionError(
+            "signing_key is '': name the file with the secret, or leave it out for no check"
+        )
+    archive = Archive(_path_of(path))
     try:
         key = signing_key or os.environ.get("SINGLECARD_SIGNING_KEY")
         if key:
@@ -112,7 +124,7 @@ def load(
         if where.type == "cuda" and where.index is None:
             where = torch.device("cuda", torch.cuda.current_device())
         try:
-            return Loaded(archive, manifest, where, options)
+            return Loaded(archive, manifest, where, options, _names(trusted_ops))
         except (
             KeyError,
             TypeError,
@@ -127,6 +139,28 @@ def load(
     except BaseException:
         archive.close()
         raise
+
+
+def _path_of(path: str | os.PathLike[str]) -> Path:
+    """Return a path, with the folder of a user named by ``~`` where there is such a user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # there is none
+        return Path(path)
+
+
+def _names(ops: Collection[str]) -> frozenset[str]:
+    """Return the names of ops that were given.
+
+    Raises:
+        OptionError: it is something else.
+    """
+    if isinstance(ops, str) or not all(isinstance(name, str) for name in ops):
+        raise OptionError(
+            f"trusted_ops is {ops!r}: give a list of full names of ops, such as "
+            "['torchvision.nms.default']"
+        )
+    return frozenset(ops)
 
 
 def _usual_device() -> torch.device:
@@ -185,9 +219,10 @@ class Loaded:
         manifest: Mapping[str, Any],
         device: torch.device,
         options: Options,
+        trusted: frozenset[str] = frozenset(),
     ) -> None:
         """Prepare to run; see `load`."""
-        self._options = options
+        self._options, self._trusted = options, trusted
         self.path, self.device = archive.path, device
         self.versions: dict[str, str] = dict(manifest["versions"])
         self.targets: tuple[str, ...] = tuple(manifest["targets"])
@@ -217,7 +252,7 @@ class Loaded:
         self._turn = threading.Lock() if self._state else nullcontext()
         self._making = threading.Lock()
         self._executable = self._make_executable() if self.refusal is None else None
-        self._whole: Callable[..., Any] | None = None
+        self._whole: Executable | None = None
         self._told: set[str] = set()
 
     @property
@@ -240,14 +275,15 @@ class Loaded:
         leaves = self._caller.leaves(args, kwargs)
         self._caller.check(leaves, self.device)
         with torch.no_grad(), self._turn:
+            given = [*self._state.values(), *(leaves[place] for place in self._varying)]
             if self._executable is None:
                 assert self.refusal is not None
-                return self._call_whole(leaves, self.refusal)
-            given = [*self._state.values(), *(leaves[place] for place in self._varying)]
-            try:
-                results = self._executable(given)
-            except RuntimeFailure as error:
-                return self._call_whole(leaves, str(error))
+                results = self._call_whole(given, self.refusal)
+            else:
+                try:
+                    results = self._executable(given)
+                except RuntimeFailure as error:
+                    results = self._call_whole(given, str(error))
             for place, source in self._passed:
                 results[place] = given[source]
             return pytree.tree_unflatten(results[: self._results.num_leaves], self._results)
@@ -306,10 +342,12 @@ class Loaded:
         return None
 
     def _make_executable(self) -> Executable:
-        manifest, archive = self._manifest, self._archive
+        steps = [self._runner(step) for step in self._manifest["steps"]]
+        return self._wired(self._manifest, steps)
+
+    def _wired(self, held: Mapping[str, Any], runners: list[Runner]) -> Executable:
         try:
-            wiring = wiring_from_plain(manifest["wiring"])
-            runners = [self._runner(step) for step in manifest["steps"]]
+            wiring = wiring_from_plain(held["wiring"])
         except NotPlain as error:
             raise ArtifactError(
                 f"the artifact {self.path} asks for what this PyTorch ({torch.__version__}) does "
@@ -317,14 +355,17 @@ class Loaded:
                 f"install that, or {COPY_AGAIN}"
             ) from error
         constants = {
-            int(slot): Constant(read_tensor(archive, held, self.device), self.device)
-            for slot, held in manifest["constants"].items()
+            int(slot): Constant(self._tensor(kept), self.device)
+            for slot, kept in held["constants"].items()
         }
         return Executable(dataclasses.replace(wiring, constants=constants), runners, Frozen([], []))
 
+    def _tensor(self, held: Mapping[str, Any]) -> torch.Tensor:
+        return read_tensor(self._archive, held, self.device)
+
     def _runner(self, step: Mapping[str, Any]) -> Runner:
         if "engine" not in step:
-            return segment_runner(self._program(step["program"]))
+            return self._program(step["program"])
         binding = binding_from_plain(step["binding"])
         binding = dataclasses.replace(binding, device=self.device)
         plan = StoredPlan(self._archive, step["engine"])
@@ -344,31 +385,33 @@ class Loaded:
             return None
         return cache.engines, plan.digest
 
-    def _program(self, name: str) -> torch.export.ExportedProgram:
-        content = self._archive.read(name)
+    def _program(self, name: str) -> Interpreter:
         try:
-            return program_from_bytes(content, self.device)
-        except Unsafe as error:
+            held = json.loads(self._archive.read(name))
+            return Interpreter(held, self._tensor, self.device, self._trusted)
+        except NotTrusted as error:
             raise ArtifactError(
-                f"the artifact {self.path} holds, in {name}, {error}, which singlecard.export does "
-                "not write: it is not loaded. Get it from who exported it, or export the model "
-                "again"
+                f"{name} of the artifact {self.path} calls {error}, an op of another library, "
+                "whose code would run: import the library, and name the op in "
+                f"singlecard.load(..., trusted_ops=[{str(error)!r}]) if you trust who exported it"
             ) from error
         except UnknownOp as error:
             raise ArtifactError(
                 f"{name} of the artifact {self.path} calls {error}, which nothing has registered "
                 "in this process: import the library that defines it (torchvision, say) before "
-                "singlecard.load"
+                f"singlecard.load, or install PyTorch {self.versions['torch']}"
             ) from error
-        except Exception as error:  # fails in many ways
+        except NotPlain as error:
             raise ArtifactError(
-                f"{name} of the artifact {self.path} cannot be read by PyTorch {torch.__version__} "
-                f"({first_line(error)}); it was exported with {self.versions['torch']}: install "
-                f"that, or export the model again with this one"
+                f"the artifact {self.path} holds, in {name}, {error}, which singlecard.export does "
+                "not write: it is not loaded. Get it from who exported it, or export the model "
+                "again"
             ) from error
+        except (ValueError, RecursionError) as error:
+            raise self._archive.damaged(f"{name} cannot be read: {error!r}"[:300]) from error
 
-    def _call_whole(self, leaves: Sequence[Any], reason: str) -> Any:
-        """Run the model as a program of PyTorch's, and say so once."""
+    def _call_whole(self, given: Sequence[Any], reason: str) -> list[Any]:
+        """Run the model in PyTorch, and say so once."""
         if not self._has_fallback:
             raise RuntimeFailure(
                 f"the artifact {self.path} cannot run: {reason}. Run it where its engines can, or "
@@ -379,16 +422,9 @@ class Loaded:
             log.warning("%s: the model of %s runs in PyTorch", reason, self.path)
         with self._making:
             if self._whole is None:
-                self._whole = self._make_whole()
-        args, kwargs = pytree.tree_unflatten(leaves, self._caller.spec)
-        return self._whole(*args, **kwargs)
-
-    def _make_whole(self) -> Callable[..., Any]:
-        module = self._program(self._manifest["fallback"]).module(check_guards=False)
-        for name, value in self._state.items():  # one state, whatever computes
-            path, _, last = name.rpartition(".")
-            setattr(module.get_submodule(path), last, value)
-        return module
+                held = self._manifest["fallback"]
+                self._whole = self._wired(held, [self._program(name) for name in held["steps"]])
+        return self._whole(given)
 
     def __str__(self) -> str:
         from singlecard.artifact.table import loaded_table

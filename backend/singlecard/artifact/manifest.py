@@ -14,17 +14,17 @@ from singlecard.engine.signing import key_id
 from singlecard.network.flavour import flavour_name, flavour_version
 
 #: Of artifacts. Each release reads this one alone.
-FORMAT = 1
+FORMAT = 2
 
-CALIBRATION, MODEL = "calibration.json", "model.pt2"
+CALIBRATION, MODEL = "calibration.json", "model"
 
 
 def engine_member(digest: str) -> str:
     return f"engines/{digest}.plan"
 
 
-def program_member(number: int) -> str:
-    return f"eager/{number}.pt2"
+def program_member(number: int, folder: str = "eager") -> str:
+    return f"{folder}/{number}.json"
 
 
 def versions(engines: bool) -> dict[str, str]:

@@ -1,223 +1,355 @@
-"""Programs of ``torch.export`` without pickles, and without anything else that could be code.
+"""Parts of a model that PyTorch runs, as plain data: a list of calls of ops on a closed list.
 
-PyTorch's format keeps the example inputs as a pickle, and guards as lines of Python; neither is
-needed to run a program, and both are left out. What is read is looked through before PyTorch gets
-it: its reader would look functions up by any name and evaluate the texts of sizes.
+Nothing is imported, unpickled, evaluated or generated to run one: `Interpreter` goes through the
+calls in turn. What it may call is `singlecard.artifact.allowed`, on both sides; names of values are
+places, which are numbers.
+
+As JSON has it, a program is::
+
+    {"inputs": 2, "tensors": [[2, held]], "graphs": {"5": program},
+     "calls": [[3, "aten.add.Tensor", [{"at": 0}, {"at": 2}], {}]], "outputs": [{"at": 3}]}
 """
 
 from __future__ import annotations
 
-import ast
-import io
-import json
-import re
-import shutil
-import zipfile
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import sympy
 import torch
-from torch.export import ExportedProgram
-from torch.export.passes import move_to_device_pass
-from torch.utils._sympy import functions as sympy_functions
+from torch import fx
 
-from singlecard.artifact.structure import classes_of
-from singlecard.errors import ArtifactError
-from singlecard.report.origin import first_line
+from singlecard.artifact.allowed import refusal_of_op
+from singlecard.capture.layouts import packed, restrided
+from singlecard.capture.opaque import Opaque
+from singlecard.capture.plain import NotPlain, from_plain, number_function, number_name, to_plain
+from singlecard.capture.pure import SPACES, leaves_unwritten
 
-_MODEL = "models/model.json"
-_EXAMPLES = "data/sample_inputs/"
+#: Calls, values and levels of nesting that a program has, at most.
+MOST_CALLS, MOST_VALUES, MOST_LEVELS = 1_000_000, 4_000_000, 8
 
-#: What a program consists of; other members are pickles, or libraries of compiled code.
-_MEMBERS = re.compile(
-    r"models/model\.json|archive_format|archive_version|byteorder|\.data/\w+"
-    r"|data/sample_inputs/model\.pt|data/weights/(weight_\d+|model_weights_config\.json)"
-    r"|data/constants/(tensor_\d+|model_constants_config\.json)"
-)
+#: How arguments are laid out in memory for ops that go by it.
+_LAYOUTS: dict[str, Callable[..., Any]] = {"layout.packed": packed, "layout.restrided": restrided}
 
-_OP = re.compile(r"torch\.ops\.(\w+)\.(\w+)(?:\.(\w+))?")
-_FUNCTION = re.compile(r"(_operator|math)\.[a-z]\w*|torch\.sym_\w+|torch\._sym_\w+")
-
-#: Control flow, and what wraps a part of a graph.
-_HIGHER_ORDER = (
-    "associative_scan",
-    "cond",
-    "map_impl",
-    "scan",
-    "while_loop",
-    "with_effects",
-    "wrap_with_autocast",
-    "wrap_with_set_grad_enabled",
-)
-
-#: Ops that open files by a name.
-_OF_FILES = ("from_file",)
-
-_SYMBOL = re.compile(r"[a-z]+\d+|[-+]?\d+(\.\d*)?(e[-+]?\d+)?|int_oo|-int_oo")
+_hops = torch.ops.higher_order
 
 
-class Unsafe(ValueError):
-    """A program holds what is not read."""
+@dataclass(frozen=True)
+class At:
+    """Stands for the value in a place."""
+
+    place: int
 
 
-class UnknownOp(ValueError):
+def program_to_plain(
+    module: fx.GraphModule, add: Callable[[torch.Tensor], Any], also: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Return a graph of ops, with what it holds, as JSON has it.
+
+    Args:
+        module: its graph has placeholders, calls of functions, and what the module holds.
+        add: keeps a tensor somewhere, and returns where, as JSON has it.
+        also: ops of other libraries that it may call; None: all.
+
+    Raises:
+        NotPlain: it calls what no file may name, or holds what is no plain tensor.
+    """
+    return _Writer(module, add, also).plain()
+
+
+class _Writer:
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        add: Callable[[torch.Tensor], Any],
+        also: Collection[str] | None,
+    ) -> None:
+        self.module, self.add, self.also = module, add, also
+        self.places: dict[fx.Node, int] = {}
+        self.graphs: dict[fx.Node, fx.GraphModule] = {}
+
+    def plain(self) -> dict[str, Any]:
+        tensors: list[Any] = []
+        calls: list[Any] = []
+        inputs = self.module.graph.find_nodes(op="placeholder")
+        for node in inputs:
+            self._place(node)
+        outputs: Any = None
+        for node in self.module.graph.nodes:
+            if node.op == "get_attr":
+                held = _attribute(self.module, str(node.target))
+                if isinstance(held, fx.GraphModule):
+                    self.graphs[node] = held
+                elif isinstance(held, torch.Tensor):
+                    tensors.append([self._place(node), self.add(held)])
+                else:
+                    raise NotPlain(f"a {type(held).__name__}, which is no tensor")
+            elif node.op == "call_function" and not _is_empty(node):
+                call = self._call(node)
+                calls.append([self._place(node), *call])
+            elif node.op == "output":
+                outputs = [self._value(item) for item in node.args[0]]
+        return {"inputs": len(inputs), "tensors": tensors, "calls": calls, "outputs": outputs}
+
+    def _place(self, node: fx.Node) -> int:
+        return self.places.setdefault(node, len(self.places))
+
+    def _call(self, node: fx.Node) -> list[Any]:
+        target: Any = node.target
+        if isinstance(target, Opaque):
+            args, kwargs = target.with_operands(node.args)
+            return self._control(target.op, args, kwargs)
+        if isinstance(target, torch._ops.HigherOrderOperator):
+            return self._control(target, node.args, node.kwargs)
+        name = self._name(target)
+        kwargs = {key: self._value(item) for key, item in node.kwargs.items()}
+        return [name, [self._value(item) for item in node.args], kwargs]
+
+    def _name(self, target: Any) -> str:
+        if isinstance(target, torch._ops.OpOverload):
+            reason = refusal_of_op(target, self.also)
+            if reason:
+                raise NotPlain(f"{target}, which no file may name: {reason}")
+            return str(target)
+        for name, function in _LAYOUTS.items():
+            if target is function:
+                return name
+        return number_name(target)
+
+    def _control(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        if op not in (_hops.cond, _hops.while_loop) or kwargs:
+            raise NotPlain(f"higher_order.{op.name()}, which files have no word for")
+        first, second, values = (
+            (args[1], args[2], [args[0], *args[3]])
+            if op is _hops.cond
+            else (args[0], args[1], [*args[2], *args[3]])
+        )
+        graphs = [self._graph(item) for item in (first, second)]
+        extra = {} if op is _hops.cond else {"carried": len(args[2])}
+        return [op.name(), [self._value(item) for item in values], {"graphs": graphs, **extra}]
+
+    def _graph(self, item: Any) -> dict[str, Any]:
+        module = self.graphs[item] if isinstance(item, fx.Node) else item
+        return _Writer(module, self.add, self.also).plain()
+
+    def _value(self, item: Any) -> Any:
+        if isinstance(item, fx.Node):
+            return {"at": self.places[item]}
+        if isinstance(item, slice):
+            raise NotPlain("a slice")
+        if isinstance(item, (list, tuple)):
+            kind = "tuple" if isinstance(item, tuple) else "list"
+            return {kind: [self._value(inner) for inner in item]}
+        if isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            raise NotPlain(f"the size {item}, which no value of the graph has")
+        return to_plain(item)
+
+
+def _is_empty(node: fx.Node) -> bool:
+    """Tell whether a call gives nothing: what it would check was checked when it was exported."""
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and not target._schema.returns
+
+
+def _attribute(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a program: what, with what, where its result goes, and what is not read again."""
+
+    place: int
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    done: tuple[int, ...]
+
+
+class Interpreter:
+    """Runs a program: takes the values of its inputs, returns those of its outputs."""
+
+    def __init__(
+        self,
+        held: Any,
+        read: Callable[[Any], torch.Tensor],
+        device: torch.device,
+        also: Collection[str] = (),
+        level: int = 0,
+    ) -> None:
+        """Read a program.
+
+        Args:
+            held: what `program_to_plain` returned, as it was read from a file.
+            read: returns the tensor that is kept somewhere, on the device.
+            device: where it runs, whatever devices it names.
+            also: ops of other libraries that it may call.
+            level: of programs around this one.
+
+        Raises:
+            NotPlain: it is no program, or names what no file may name.
+        """
+        if level > MOST_LEVELS:
+            raise NotPlain(f"programs in programs, more than {MOST_LEVELS} deep")
+        self._read, self._device, self._also, self._level = read, device, also, level
+        if not isinstance(held, dict):
+            raise NotPlain("what is no program")
+        try:
+            inputs, tensors = held["inputs"], held["tensors"]
+            calls, outputs = held["calls"], held["outputs"]
+        except KeyError as error:
+            raise NotPlain(f"a program without {error}") from error
+        if not all(isinstance(item, list) for item in (tensors, calls, outputs)):
+            raise NotPlain("a program of another form")
+        if len(calls) > MOST_CALLS:
+            raise NotPlain(f"{len(calls)} calls, of which a program has at most {MOST_CALLS}")
+        self.count = _whole(inputs)
+        self._known = set(range(self.count))
+        self._held: dict[int, torch.Tensor] = {}
+        for item in tensors:
+            place, where = _some(item, 2)
+            self._held[self._new(place)] = read(where)
+        made = [self._call(item) for item in calls]
+        self._outputs = tuple(self._value(item) for item in outputs)
+        self._calls = _with_ends(made, self._outputs, self._held)
+
+    def __call__(self, values: Sequence[Any]) -> list[Any]:
+        found: dict[int, Any] = {**dict(enumerate(values)), **self._held}
+        for call in self._calls:
+            args = [_filled(item, found) for item in call.args]
+            kwargs = {key: _filled(item, found) for key, item in call.kwargs.items()}
+            found[call.place] = call.function(*args, **kwargs)
+            del args, kwargs
+            for place in call.done:
+                found.pop(place, None)
+        return [_filled(item, found) for item in self._outputs]
+
+    def _new(self, place: Any) -> int:
+        number = _whole(place)
+        if number in self._known or number > MOST_VALUES:
+            raise NotPlain(f"two values in place {number}")
+        self._known.add(number)
+        return number
+
+    def _call(self, item: Any) -> _Call:
+        place, name, args, kwargs = _some(item, 4)
+        if not (isinstance(name, str) and isinstance(args, list) and isinstance(kwargs, dict)):
+            raise NotPlain(f"a call of another form, of {name!r}"[:200])
+        given = tuple(self._value(arg) for arg in args)
+        if name in ("cond", "while_loop"):
+            return _Call(self._new(place), self._control(name, kwargs), given, {}, ())
+        named = {key: self._value(arg) for key, arg in kwargs.items()}
+        return _Call(self._new(place), self._function(name), given, named, ())
+
+    def _function(self, name: str) -> Callable[..., Any]:
+        if name in _LAYOUTS:
+            return _LAYOUTS[name]
+        if name.startswith(("operator.", "math.", "torch.")):
+            return number_function(name)
+        space, _, rest = name.partition(".")
+        packet, _, overload = rest.partition(".")
+        # `torch.ops` makes a namespace of any name, and looks libraries up by some.
+        is_known = space in SPACES or name in self._also
+        found = getattr(torch.ops, space, None) if is_known else None
+        for part in (packet, overload):
+            found = getattr(found, part, None)
+        if not isinstance(found, torch._ops.OpOverload) or str(found) != name:
+            raise UnknownOp(name) if is_known else NotTrusted(name)
+        reason = refusal_of_op(found, self._also)
+        if reason:
+            raise NotPlain(f"{name}, which no file may name: {reason}")
+        return _written_to(found) if leaves_unwritten(found) else found
+
+    def _control(self, name: str, kwargs: Mapping[str, Any]) -> Callable[..., Any]:
+        first, second = (
+            Interpreter(item, self._read, self._device, self._also, self._level + 1)
+            for item in _some(kwargs.get("graphs"), 2)
+        )
+        if name == "cond":
+            return lambda choice, *values: (first if choice else second)(values)
+        carried = _whole(kwargs.get("carried"))
+
+        def loop(*values: Any) -> list[Any]:
+            changing, rest = list(values[:carried]), values[carried:]
+            while first([*changing, *rest])[0]:
+                changing = second([*changing, *rest])
+            return changing
+
+        return loop
+
+    def _value(self, item: Any, depth: int = 0) -> Any:
+        if depth > MOST_LEVELS:
+            raise NotPlain(f"arguments that are nested more than {MOST_LEVELS} deep")
+        if isinstance(item, dict) and len(item) == 1:
+            ((kind, held),) = item.items()
+            if kind == "at":
+                if _whole(held) not in self._known:
+                    raise NotPlain(f"a value in place {held}, before it is made")
+                return At(held)
+            if kind in ("list", "tuple") and isinstance(held, list):
+                inner = [self._value(one, depth + 1) for one in held]
+                return tuple(inner) if kind == "tuple" else inner
+            if kind == "device":
+                return self._device
+        if isinstance(item, list):
+            raise NotPlain("a list that is not called one")
+        return from_plain(item)
+
+
+class UnknownOp(NotPlain):
     """A program calls an op that nothing has registered in this process."""
 
 
-def write_program(program: ExportedProgram, path: Path, what: str) -> None:
-    """Write a program as a file of PyTorch's format that holds no pickle.
-
-    Args:
-        program: what to write.
-        path: the file; beside it, for a while, lies another.
-        what: it is, for messages.
-
-    Raises:
-        ArtifactError: something in it can only be pickled.
-    """
-    whole = path.with_suffix(".whole.pt2")
-    try:
-        torch.export.save(program, whole)
-    except OSError:
-        raise
-    except Exception as error:  # fails in many ways
-        raise ArtifactError(f"PyTorch could not write {what}: {first_line(error)}") from error
-    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w") as target:
-        for info in source.infolist():
-            inside = info.filename.partition("/")[2]
-            with target.open(info.filename, "w", force_zip64=True) as copy:
-                if inside == _MODEL:
-                    model = json.loads(source.read(info))
-                    copy.write(json.dumps({**model, "guards_code": []}).encode())
-                elif not inside.startswith(_EXAMPLES):
-                    with source.open(info) as member:
-                        shutil.copyfileobj(member, copy, 1 << 22)
-    whole.unlink()
-    try:
-        _check(path)
-    except Unsafe as error:
-        raise ArtifactError(
-            f"{what} cannot be written without code in it ({error}): keep weights in plain tensors "
-            "and use ops of PyTorch"
-        ) from error
+class NotTrusted(NotPlain):
+    """A program calls an op of a library that whoever loads it has not named."""
 
 
-def program_from_bytes(content: bytes, device: torch.device) -> ExportedProgram:
-    """Return a program, on a device.
-
-    Raises:
-        Unsafe: it holds what could be code.
-        UnknownOp: an op in it is not registered.
-        Exception: PyTorch cannot read it.
-    """
-    from singlecard.capture import ops  # noqa: F401  # programs may call our own
-
-    _check(io.BytesIO(content))
-    program = torch.export.load(io.BytesIO(content))
-    return move_to_device_pass(program, device)
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise NotPlain(f"{value!r} in the place of a whole number"[:200])
+    return int(value)
 
 
-def _check(file: Path | io.BytesIO) -> None:
-    """Look through a program for what could be code.
-
-    Raises:
-        Unsafe: names what was found.
-    """
-    try:
-        with zipfile.ZipFile(file) as container:
-            for info in container.infolist():
-                inside = info.filename.partition("/")[2]
-                if not _MEMBERS.fullmatch(inside):
-                    raise Unsafe(f"the member {info.filename}")
-                if inside.startswith(_EXAMPLES) and info.file_size:
-                    raise Unsafe(f"the pickle {info.filename}")
-                if inside.endswith(".json"):
-                    _check_json(json.loads(container.read(info)))
-    except (zipfile.BadZipFile, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise Unsafe(f"what is no program: {error}") from error
+def _some(value: Any, count: int) -> list[Any]:
+    if not isinstance(value, list) or len(value) != count:
+        raise NotPlain(f"{value!r} in the place of {count} things"[:200])
+    return value
 
 
-def _check_json(document: Any) -> None:
-    for key, value in _items(document):
-        if key == "use_pickle" and value is not False:
-            raise Unsafe("a pickled tensor")
-        if key == "guards_code" and value:
-            raise Unsafe("guards, which are lines of Python")
-        if key in ("target", "as_operator") and isinstance(value, str):
-            _check_target(value)
-        if key == "expr_str":
-            _check_expression(value)
-        if key in ("in_spec", "out_spec", "treespec") and value:
-            _check_structure(value)
-        if key == "as_custom_obj":
-            raise Unsafe("an object that is no tensor")
+def _written_to(op: torch._ops.OpOverload) -> Callable[..., Any]:
+    """Return an op that gives zeros where it would give memory as it finds it."""
+    return lambda *args, **kwargs: op(*args, **kwargs).zero_()
 
 
-def _items(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield key, item
-            yield from _items(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _items(item)
+def _filled(item: Any, found: Mapping[int, Any]) -> Any:
+    if type(item) is At:
+        return found[item.place]
+    if type(item) is list:
+        return [_filled(inner, found) for inner in item]
+    if type(item) is tuple:
+        return tuple(_filled(inner, found) for inner in item)
+    return item
 
 
-def _check_target(target: str) -> None:
-    """Refuse what is no op; names of weights and of branches are targets as well."""
-    if not target.startswith(("torch", "_operator", "math", "#")):
-        return
-    op = _OP.fullmatch(target)
-    if op is None:
-        if _FUNCTION.fullmatch(target):
-            return
-    elif op[1] == "higher_order":
-        if op[3] is None and op[2] in _HIGHER_ORDER:
-            return
-    elif op[2] not in _OF_FILES and op[1] not in vars(torch._ops._Ops):
-        packet = getattr(getattr(torch.ops, op[1]), op[2], None)
-        if isinstance(getattr(packet, op[3] or "", None), torch._ops.OpOverload):
-            return
-        raise UnknownOp(target)
-    raise Unsafe(f"the function {target}")
+def _places(item: Any) -> list[int]:
+    if type(item) is At:
+        return [item.place]
+    if type(item) in (list, tuple):
+        return [place for inner in item for place in _places(inner)]
+    return []
 
 
-def _check_expression(text: Any) -> None:
-    """Refuse a text of sizes that is more than sympy's classes, symbols and numbers."""
-    try:
-        tree = ast.parse(text, mode="eval")
-    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
-        raise Unsafe(f"the size {text!r}") from error
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            found = getattr(sympy_functions, node.id, None) or getattr(sympy, node.id, None)
-            known = isinstance(found, type) and issubclass(found, sympy.Basic)
-            if not known and not _SYMBOL.fullmatch(node.id):
-                raise Unsafe(f"the size {text!r}")
-        elif isinstance(node, ast.Constant):
-            if isinstance(node.value, str) and not _SYMBOL.fullmatch(node.value):
-                raise Unsafe(f"the size {text!r}")
-        elif not isinstance(node, _ARITHMETIC):
-            raise Unsafe(f"the size {text!r}")
-
-
-_ARITHMETIC = (
-    ast.Expression,
-    ast.Call,
-    ast.keyword,
-    ast.Load,
-    ast.BinOp,
-    ast.UnaryOp,
-    ast.Compare,
-    ast.operator,
-    ast.unaryop,
-    ast.cmpop,
-    ast.Tuple,
-)
-
-
-def _check_structure(text: Any) -> None:
-    if "__enum__" in text or "collections.defaultdict" in classes_of(text):
-        raise Unsafe("a nest of values that names a module")
+def _with_ends(
+    calls: Sequence[_Call], outputs: Sequence[Any], held: Mapping[int, Any]
+) -> tuple[_Call, ...]:
+    """Note behind each call which values no later one reads."""
+    needed = {*_places(list(outputs)), *held}
+    ended: list[_Call] = []
+    for call in reversed(calls):
+        read = {*_places(list(call.args)), *_places(list(call.kwargs.values())), call.place}
+        done = tuple(sorted(read - needed))
+        needed |= read
+        ended.append(_Call(call.place, call.function, call.args, call.kwargs, done))
+    return tuple(reversed(ended))

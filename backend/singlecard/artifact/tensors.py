@@ -14,12 +14,34 @@ from singlecard.errors import ArtifactError
 _FOLDER = "tensors/"
 
 
+class Adder:
+    """Adds tensors to an artifact, each once."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._added: dict[int, tuple[torch.Tensor, dict[str, Any]]] = {}
+
+    def __call__(self, value: torch.Tensor) -> dict[str, Any]:
+        """Add a tensor; return where it is and what it is.
+
+        Raises:
+            ArtifactError: it is no plain tensor.
+        """
+        if id(value) not in self._added:
+            self._added[id(value)] = (value, add_tensor(self._writer, value))
+        return dict(self._added[id(value)][1])
+
+
 def add_tensor(writer: Writer, value: torch.Tensor) -> dict[str, Any]:
     """Add a tensor to an artifact; return where it is and what it is."""
     if type(value) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
         raise ArtifactError(
             f"the model holds a {type(value).__name__} that is neither a weight of an engine nor a "
             "plain tensor: artifacts hold plain tensors only"
+        )
+    if value.layout is not torch.strided or value.is_quantized:
+        raise ArtifactError(
+            f"the model holds a tensor of layout {value.layout}: keep weights in plain tensors"
         )
     plain = value.detach().resolve_conj().resolve_neg().contiguous().cpu()
     content = plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""

@@ -7,6 +7,7 @@ or drops one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,11 +36,15 @@ class Opaque:
         self.__name__, self.__qualname__, self.__module__ = "opaque", "opaque", __name__
 
     def __call__(self, *operands: Any) -> Any:
-        args, kwargs = fx.node.map_aggregate(
+        args, kwargs = self.with_operands(operands)
+        return self.op(*args, **kwargs)
+
+    def with_operands(self, operands: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the op's own arguments, positional and named, with values in their places."""
+        return fx.node.map_aggregate(
             (self._args, self._kwargs),
             lambda item: operands[item.place] if isinstance(item, _Operand) else item,
         )
-        return self.op(*args, **kwargs)
 
     @property
     def reason(self) -> str:
