@@ -142,7 +142,8 @@ class Choosing:
             def lowered(program: Program) -> None:
                 lower_precision(program, low, stays.__contains__)
 
-            run_passes(program, [Pass("lower_precision", lowered, exactness=ROUNDED)])
+            step = Pass("lower_precision", lowered, exactness=ROUNDED, gives_types=True)
+            run_passes(program, [step])
             simplify(program)
 
     def _kept_fp32(self, program: Program) -> set[fx.Node]:

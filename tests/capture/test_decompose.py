@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.backend.harness import Watched, equal
 from tests.lowering.check import check
@@ -34,6 +35,14 @@ LEFT: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
     "take by a number": (lambda x: torch.take(x * 2, (x.sum() * 0).long()), (X,)),
     "linspace of values": (lambda x: torch.linspace(x.sum(), x.max(), 7), (X,)),
     "logspace of values": (lambda x: torch.logspace(x.min(), x.max(), 5), (X,)),
+    "grid of a line": (
+        lambda x: F.affine_grid(x.reshape(2, 2, 3), (2, 1, 1, 5)) + 1,
+        (X,),
+    ),
+    "grid of a volume of one": (
+        lambda x: F.affine_grid(x.reshape(1, 3, 4), (1, 1, 1, 4, 1), align_corners=True) + 1,
+        (X,),
+    ),
     "one step of values": (lambda x: torch.linspace(x.exp().sum(), x.max(), 1), (X,)),
 }
 
@@ -43,6 +52,13 @@ def test_what_is_left_is_lowered(name: str) -> None:
     """One of these in a model's loss or its masks took the ops around it out of the engine."""
     function, inputs = LEFT[name]
     check(function, *inputs)
+
+
+def test_numbers_in_a_mapped_function() -> None:
+    """PyTorch's `vmap` copies numbers as if they were tensors: a rule took one for a node."""
+    compiled = Watched(lambda x: torch.func.vmap(lambda row: row * 2 + 1)(x))
+    equal(compiled(X), X * 2 + 1)
+    assert compiled.reasons == [] and compiled.lowered > 0
 
 
 def test_a_sum_with_a_batch_of_products_lies_as_its_kernel_leaves_it() -> None:

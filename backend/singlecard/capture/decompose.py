@@ -103,6 +103,31 @@ def _take(self: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return aten.index.Tensor(self.reshape(-1), [index])  # type: ignore[no-any-return]
 
 
+def _affine_grid(theta: torch.Tensor, size: Sequence[Any], align_corners: bool) -> torch.Tensor:
+    """Like PyTorch's, which makes a tensor of a number for an axis of one element.
+
+    That leaves a write in the graph, which then stays in PyTorch as a whole. The place of the only
+    element is that of the middle one of three.
+    """
+    single = [axis for axis, extent in enumerate(size) if axis > 1 and _is_one(extent)]
+    wide = [3 if axis in single else extent for axis, extent in enumerate(size)]
+    grid = decomposition_table[aten.affine_grid_generator.default](theta, wide, align_corners)
+    for axis in single:
+        grid = grid.narrow(axis - 1, 1, 1)
+    return grid.contiguous() if single else grid  # type: ignore[no-any-return]
+
+
+def _is_one(extent: Any) -> bool:
+    return isinstance(extent, int) and extent == 1
+
+
+def _copy_of_a_number(self: Any, **named: Any) -> Any:
+    """Make a tensor of a number at once: PyTorch's `vmap` copies one as if it were a tensor."""
+    if isinstance(self, torch.Tensor) or named.keys() - {"dtype", "device"}:
+        return NotImplemented
+    return aten.scalar_tensor.default(self, **named)
+
+
 def _baddbmm(self: torch.Tensor, *rest: Any, **named: Any) -> Any:
     """Like PyTorch's, whose sum would lie as its first operand does; the kernel's is contiguous."""
     return decomposition_table[aten.baddbmm.default](self.contiguous(), *rest, **named)
@@ -215,6 +240,8 @@ def own_decompositions() -> dict[Any, Callable[..., Any]]:
         **{getattr(aten.linspace, overload): _linspace for overload in _LINSPACE},
         **{getattr(aten.logspace, overload): _logspace for overload in _LINSPACE},
         **_cross_entropies(),
+        aten._to_copy.default: _copy_of_a_number,
+        aten.affine_grid_generator.default: _affine_grid,
         aten.baddbmm.default: _baddbmm,
         aten.cat.default: _cat,
         aten.mkldnn_rnn_layer.default: _lstm_layer,

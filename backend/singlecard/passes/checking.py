@@ -48,12 +48,22 @@ _BOUNDARY = 0.05
 
 @dataclass(frozen=True)
 class Pass:
-    """A step of a simplification: a list of rules, or one function over the whole graph."""
+    """A step of a simplification: a list of rules, or one function over the whole graph.
+
+    Attributes:
+        name: of the step.
+        run: does it.
+        rules: what it consists of, if these are rules.
+        exactness: of what it does beside them.
+        gives_types: whether it gives values other types: then constants are tried in float64 as all
+            the rest, or what rounding them decides, such as signs, would be blamed on it.
+    """
 
     name: str
     run: Callable[[Program], None]
     rules: tuple[Rule, ...] = ()
     exactness: Exactness = EXACT
+    gives_types: bool = False
 
     @classmethod
     def of_rules(cls, name: str, rules: Sequence[Rule]) -> Pass:
@@ -93,7 +103,7 @@ def run_passes(program: Program, passes: Sequence[Pass]) -> None:
         for step in passes:
             step.run(program)
         return
-    checker = Checker(program)
+    checker = Checker(program, own=not any(step.gives_types for step in passes))
     for step in passes:
         checker.watch(program, step)
 
@@ -101,14 +111,21 @@ def run_passes(program: Program, passes: Sequence[Pass]) -> None:
 class Checker:
     """What a Program answers to samples, held against what it answers after each pass."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, own: bool = True) -> None:
+        """Try a Program.
+
+        Args:
+            program: as it is before all passes.
+            own: whether what constants alone decide is computed in its own types.
+        """
+        self.own = own
         self.answers: list[tuple[Sample, bool, list[Any]]] = []
         if _unchecked(program):
             return
         for sample in samples_of(program):
             for double in (True, False):
                 try:
-                    found = run_program(program, sample.inputs, double)
+                    found = run_program(program, sample.inputs, double, own)
                 except Exception as error:  # places out of range, types that an op does not take
                     topic("capture").debug("%s cannot be tried: %s", sample.name, error)
                     continue
@@ -148,7 +165,7 @@ class Checker:
         now = []
         for sample, double, want in self.answers:
             try:
-                got = run_program(program, sample.inputs, double)
+                got = run_program(program, sample.inputs, double, self.own)
             except Exception as error:
                 return f"{sample.name}: it runs no more: {type(error).__name__}: {error}", []
             allowed = _allowed(program, exactness, double)
@@ -214,18 +231,21 @@ def difference(got: Any, want: Any, allowed: float) -> str | None:
 
 
 @torch.no_grad()
-def run_program(program: Program, inputs: Sequence[Any], double: bool) -> list[Any]:
+def run_program(
+    program: Program, inputs: Sequence[Any], double: bool, own: bool = True
+) -> list[Any]:
     """Run a Program op by op on the CPU; return its outputs.
 
     Args:
         program: constants may lie anywhere.
         inputs: for each placeholder, in order; they are not changed.
         double: whether floating-point values are float64, whatever their type.
+        own: whether what constants alone decide is computed in its own types all the same.
     """
     values: dict[fx.Node, Any] = {}
     given: Iterator[Any] = iter(inputs)
     last = {arg: node for node in program.graph.nodes for arg in node.all_input_nodes}
-    known = _known(program) if double else set()
+    known = _known(program) if double and own else set()
 
     def of(arg: fx.Node) -> Any:
         if arg not in values:

@@ -14,7 +14,7 @@ from torch import fx
 
 from singlecard.capture.program import PATH_KEYS, Program
 from singlecard.capture.quantized import dequantize
-from singlecard.passes.rule import is_call, only_user, replace, rule, shape_of
+from singlecard.passes.rule import is_call, is_node, only_user, replace, rule, shape_of
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
@@ -175,6 +175,8 @@ def _widened(program: Program, node: Any) -> torch.Tensor | None:
     """Return constant codes that a node makes floating point, or None."""
     if not is_call(node, aten._to_copy.default) or not node.meta["val"].is_floating_point():
         return None
+    if not is_node(node.args[0]):
+        return None  # PyTorch's `vmap` makes tensors of numbers so
     kind = node.args[0].meta["val"].dtype
     if kind not in (*_INTEGERS, torch.float8_e4m3fn):
         return None
