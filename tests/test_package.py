@@ -94,3 +94,29 @@ def test_torch_lists_the_backend() -> None:
 def test_the_changelog_knows_the_version() -> None:
     """A release nobody described."""
     assert f"## {singlecard.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_many_threads_may_compile_first() -> None:
+    """PyTorch registers a backend without a lock: nineteen of these raised "duplicate name"."""
+    code = """
+import threading
+import torch
+
+gate, right = threading.Barrier(20), []
+
+def compile_and_call():
+    model, x = torch.nn.Linear(4, 4).eval(), torch.ones(2, 4)
+    gate.wait()
+    compiled = torch.compile(model, backend="singlecard", options={"build": "never"})
+    with torch.no_grad():
+        right.append(torch.equal(compiled(x), model(x)))
+
+threads = [threading.Thread(target=compile_and_call) for _ in range(20)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert torch._dynamo.list_backends().count("singlecard") == 1
+print(right.count(True))
+"""
+    assert run_python(code) == "20"

@@ -27,6 +27,7 @@ from singlecard.observe import events
 from singlecard.observe.topics import topic
 from singlecard.options import Options
 from singlecard.recalled import Recall
+from singlecard.registration import allow_again
 from singlecard.runtime.device import card_refusal, target_of
 from singlecard.runtime.torch_tensorrt import load_torch_tensorrt
 from singlecard.session import Graph, Session
@@ -242,3 +243,6 @@ def _execution(options: Options, examples: Sequence[Any]) -> str:
         raise RuntimeFailure(f"execution='engine' is not possible: {refusal}")
     warn_once(f"{refusal}: the model runs in PyTorch")
     return "eager"
+
+
+allow_again(compile_graph)
