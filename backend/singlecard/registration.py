@@ -1,10 +1,10 @@
 """The backend's name in PyTorch's registry, for threads that ask for it at once.
 
-PyTorch 2.13 looks a backend up, loads it and registers it without a lock, and refuses a name that is
-registered already: of twenty threads whose first call comes at the same time, nineteen would raise
-``duplicate name: singlecard`` in the caller's code. Its own dictionary is replaced by one that takes
-the name again; loading the backend, which each of these threads does before it registers it, sees
-to that.
+PyTorch 2.13 looks a backend up, loads it and registers it without a lock, and refuses a name that
+is registered already: of twenty threads whose first call comes at the same time, nineteen would
+raise ``duplicate name: singlecard`` in the code of a user. Its dictionary is replaced by one that
+takes the name again; loading the backend, which each of these threads does before it registers it,
+sees to that.
 """
 
 from __future__ import annotations
