@@ -119,6 +119,7 @@ EXTRA: dict[str, tuple[Arguments, ...]] = {
         _call(_floats(3, 4), 0, torch.tensor([0, 2]), _floats(2, 4), "amax"),
         _call(_floats(300), 0, _MANY_PLACES, _floats(70_000), "amax"),
     ),
+    "aten.histc.default": (_call(_floats(200_000), 100, -2.0, 2.0),),
     "aten.put.default": (_call(_floats(300), _MANY_PLACES, _floats(70_000), True),),
     "aten.max_pool2d_with_indices.default": (_call(_IMAGE, [2, 2], [1, 1], [0, 0], [2, 2]),),
     "aten.max_pool3d_with_indices.default": (_call(_VOLUME, [2, 2, 2]),),

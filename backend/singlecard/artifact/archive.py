@@ -22,6 +22,7 @@ from typing import IO, Any
 import blake3
 
 from singlecard.errors import ArtifactError
+from singlecard.files import open_regular
 
 #: Bytes; the page of a CPU, and what `mmap` wants offsets to be multiples of.
 PAGE = 4096
@@ -159,21 +160,12 @@ def _opened(path: Path) -> IO[bytes]:
         ArtifactError: it is none, or cannot be opened.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:  # a path with a zero in it is no path
+        return os.fdopen(open_regular(path), "rb")
+    except OSError as error:
         raise ArtifactError(
-            f"the artifact {path} cannot be opened: {getattr(error, 'strerror', None) or error}. "
-            "Write it with singlecard.export, or give the path of one that is there"
+            f"the artifact {path} cannot be opened: {error.strerror or error}. Write it with "
+            "singlecard.export, or give the path of one that is there"
         ) from error
-    kind = os.fstat(handle).st_mode
-    if not stat.S_ISREG(kind):
-        os.close(handle)
-        why = "it is a folder" if stat.S_ISDIR(kind) else "it is no regular file"
-        raise ArtifactError(
-            f"the artifact {path} cannot be opened: {why}. Write it with singlecard.export, or "
-            "give the path of one that is there"
-        )
-    return os.fdopen(handle, "rb")
 
 
 class Archive:

@@ -16,6 +16,7 @@ import blake3
 from singlecard.engine.cache import Cache
 from singlecard.engine.scratch import scratch
 from singlecard.errors import CacheError
+from singlecard.files import MOST_KEPT, read_file
 
 FORMAT = 1
 
@@ -27,7 +28,7 @@ def recall(cache: Cache, digest: str) -> Any:
     """Return what was remembered under a digest, or None where there is nothing whole."""
     path = cache.engines / f"{digest}{SUFFIX}"
     try:
-        held = json.loads(path.read_bytes())
+        held = json.loads(read_file(path, MOST_KEPT, private=True))
         value = held["value"]
         if held["format"] == FORMAT and held["checksum"] == _checksum(digest, value):
             return value

@@ -18,6 +18,7 @@ from pathlib import Path
 import blake3
 
 from singlecard.engine.locking import take
+from singlecard.files import MOST_KEPT, read_file
 
 _DIGEST = 32
 
@@ -49,7 +50,7 @@ class MergedFile:
     def read(self) -> bytes:
         """Return the content; nothing where it is missing or damaged."""
         try:
-            data = self.path.read_bytes()
+            data = read_file(self.path, MOST_KEPT, private=True)
         except OSError:
             return b""
         start = len(self._magic) + _DIGEST

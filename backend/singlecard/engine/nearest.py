@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from singlecard.engine.cache import MANIFEST, Cache
+from singlecard.files import MOST_KEPT, read_file
 from singlecard.observe.events import SHOWN_DIGITS
 
 #: Entries that are looked at, those that were used last.
@@ -119,7 +120,7 @@ def read_key(cache: Cache, digest: str) -> dict[str, str] | None:
     The plan report, which makes up most of a manifest, is passed over.
     """
     try:
-        text = (cache.path(digest) / MANIFEST).read_text(encoding="utf-8")
+        text = read_file(cache.path(digest) / MANIFEST, MOST_KEPT).decode()
         key, _ = json.JSONDecoder().raw_decode(text, text.index("{", text.index('"key":')))
     except (OSError, ValueError):
         return None

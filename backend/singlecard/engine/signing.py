@@ -20,6 +20,7 @@ from typing import Any
 import blake3
 
 from singlecard.errors import OptionError
+from singlecard.files import open_regular
 
 #: Of what lies on a remote. Each release reads and writes its own.
 FORMAT = 1
@@ -66,7 +67,7 @@ def read_key(path: Path) -> bytes:
         OptionError: it is missing, empty, too short or too long, or others may read or write it.
     """
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             status = os.fstat(file.fileno())
             content = file.read(LONGEST_KEY + 1)
     except OSError as error:

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from singlecard.axes import Axes, Range, axes_of_input
 from singlecard.errors import OptionError, SinglecardError
+from singlecard.files import MOST_TEXT, read_file
 from singlecard.options import QUANTIZED, Options, Precision, types_of
 from singlecard.sizes import bytes_from_text
 from singlecard.targets import check_types, parse_targets
@@ -120,7 +121,7 @@ def read_build_file(path: Path) -> BuildFile:
     """
     path = path.absolute()
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(read_file(path, MOST_TEXT).decode())
     except FileNotFoundError:
         near = [file.name for file in path.parent.glob("*.toml")] if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, near, 1)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from singlecard.errors import CalibrationError
+from singlecard.files import MOST_TEXT, read_file
 
 FORMAT = "singlecard.calibration"
 VERSION = 1
@@ -132,7 +133,7 @@ class CalibrationTable:
             CalibrationError: there is no such file, it is cut off, or it is no valid table.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = read_file(path, MOST_TEXT).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise CalibrationError(
                 f"the calibration table {path} cannot be read: {error}"
