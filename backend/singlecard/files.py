@@ -23,7 +23,7 @@ def open_regular(path: str | os.PathLike[str], *, private: bool = False) -> int:
     Args:
         path: the file.
         private: whether it is one of our own: no link is followed, and it must belong to this user
-            (or to root), with no right for others to write to it.
+            (or to root), and not be open to all. A group that may write to it was let into the folder.
 
     Raises:
         OSError: it cannot be opened, or is something else; nothing of it is read.
@@ -49,7 +49,7 @@ def _problem(status: os.stat_result, private: bool) -> str:
         return ""
     if status.st_uid not in (os.geteuid(), 0):
         return f"it belongs to another user ({status.st_uid})"
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if status.st_mode & stat.S_IWOTH:
         return f"others may write to it (mode {stat.S_IMODE(status.st_mode):o})"
     return ""
 
