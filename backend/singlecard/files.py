@@ -23,7 +23,7 @@ def open_regular(path: str | os.PathLike[str], *, private: bool = False) -> int:
     Args:
         path: the file.
         private: whether it is one of our own: no link is followed, and it must belong to this user
-            (or to root), and not be open to all. A group that may write to it was let into the folder.
+            (or to root) and not be open to all. A group that may write was let into the folder.
 
     Raises:
         OSError: it cannot be opened, or is something else; nothing of it is read.

@@ -96,9 +96,9 @@ def test_adds() -> None:
 
 def test_too_many_pairs_stay_in_pytorch() -> None:
     """Every place is compared with every update: a large table would take an hour."""
-    x, index = torch.zeros(10000), torch.zeros(2000, dtype=torch.int64)
+    x, index = torch.zeros(10000, 2), torch.zeros(2000, 2, dtype=torch.int64)
     reason = refuse(lambda x, i: x.scatter_add(0, i, i.float()), x, index)
-    assert "<= 16777216" in reason and "20000000" in reason
+    assert "<= 16777216" in reason and "40000000" in reason
 
 
 def _edges(count: int, rows: int) -> torch.Tensor:
@@ -110,6 +110,7 @@ LONG: dict[str, Callable[..., torch.Tensor]] = {
     "index_add of another axis": lambda x, rows, y: x.T.index_add(1, rows, y.T),
     "index_put": lambda x, rows, y: x.index_put((rows,), y, True),
     "index_put of integers": lambda x, rows, y: x.long().index_put((rows,), y.long(), True),
+    "scatter_add along the only axis": lambda x, rows, y: x[:, 0].scatter_add(0, rows, y[:, 0]),
     "scatter_add of rows": lambda x, rows, y: x.scatter_add(0, rows[:, None].expand(-1, 32), y),
     "the mean of rows": lambda x, rows, y: x.scatter_reduce(
         0, rows[:, None].expand_as(y), y, "mean", include_self=False
