@@ -108,6 +108,7 @@ def measure(make: Callable[[], torch.nn.Module], field: str, folder: Path | None
     """Build one decoder in this process; return its memory in bytes, as ``field`` counts it."""
     import singlecard
     from singlecard.options import Options
+    from singlecard.report.arguments import arguments_of
     from singlecard.report.measure import run_compiled
     from singlecard.session import Session
 
@@ -125,7 +126,7 @@ def measure(make: Callable[[], torch.nn.Module], field: str, folder: Path | None
         started = time.perf_counter()
         with Watch(field) as watch:
             session = Session(Options.parse(options), "eager", True, watch.report)
-            run_compiled(session, model, (), {"input_ids": tokens})
+            run_compiled(session, arguments_of(model, (), {"input_ids": tokens}), {})
         seconds = time.perf_counter() - started
     engines = [engine for graph in session.graphs for engine in graph.engines]
     # The kernel keeps the peak of everything; of anonymous memory there are the samples.

@@ -36,6 +36,7 @@ def time_to_network(case: Case, precision: str) -> dict[str, float]:
     Dynamo, its guards and AOTAutograd.
     """
     from singlecard.options import Options
+    from singlecard.report.arguments import arguments_of
     from singlecard.report.measure import run_compiled
     from singlecard.session import Session
 
@@ -47,7 +48,7 @@ def time_to_network(case: Case, precision: str) -> dict[str, float]:
         eager = clock.read()
     session = Session(Options.parse({"precision": precision}), "eager", build=False)
     clock = Clock()
-    run_compiled(session, module, args, kwargs)
+    run_compiled(session, arguments_of(module, args, kwargs), {})
     total, cpu = (whole - part for whole, part in zip(clock.read(), eager, strict=True))
     stages = {stage: session.timings[stage] for stage in TO_NETWORK[1:]}
     return {"capture": total - sum(stages.values()), **stages, "cpu": cpu}
@@ -90,12 +91,13 @@ def plans_of_half(model: str, options: dict[str, Any]) -> dict[str, int]:
     With ``precision="fp16"`` a model keeps its FP32 inputs and outputs, which move more bytes.
     """
     from singlecard.options import Options
+    from singlecard.report.arguments import arguments_of
     from singlecard.report.measure import run_compiled
     from singlecard.session import Session
 
     session = Session(Options.parse(options), "eager", build=True)
     module, args, kwargs = in_half(load_case(model))
-    run_compiled(session, module, args, kwargs)
+    run_compiled(session, arguments_of(module, args, kwargs), {})
     return plan_figures([engine.report for graph in session.graphs for engine in graph.engines])
 
 
