@@ -191,6 +191,7 @@ def test_what_no_file_may_name(kind: str) -> None:
         lambda held: held.update(calls={}),
         lambda held: held.update(inputs="1"),
         lambda held: held.update(inputs=-1),
+        lambda held: held.update(inputs=10**40),
         lambda held: held.update(tensors=[[1]]),
         lambda held: held.update(outputs=[{"at": 99}]),
     ],

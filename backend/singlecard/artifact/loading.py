@@ -8,8 +8,8 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from singlecard import __version__
-from singlecard.artifact.archive import COPY_AGAIN, Archive
+from singlecard.artifact.archive import COPY_AGAIN, MANIFEST, Archive
 from singlecard.artifact.manifest import FORMAT, signature_refusal
 from singlecard.artifact.plans import StoredPlan
 from singlecard.artifact.programs import Interpreter, NotTrusted, UnknownOp
@@ -34,11 +34,13 @@ from singlecard.errors import (
     FlavourError,
     OptionError,
     RuntimeFailure,
+    SinglecardError,
 )
 from singlecard.network.flavour import flavour_name, flavour_version
 from singlecard.options import Options, Specialization
 from singlecard.precision.table import CalibrationTable
 from singlecard.recipe import binding_from_plain, wiring_from_plain
+from singlecard.report.origin import first_line
 from singlecard.runtime.device import card_refusal, target_of
 from singlecard.runtime.engine import EngineRunner, settings_of
 from singlecard.runtime.executable import Executable
@@ -119,26 +121,42 @@ def load(
         key = signing_key or os.environ.get("SINGLECARD_SIGNING_KEY")
         if key:
             _check_signature(archive, read_key(Path(key).expanduser()))
-        manifest = _manifest(archive)
+        with _making_sense(archive, MANIFEST):
+            manifest = _manifest(archive)
         where = torch.device(device) if device is not None else _usual_device()
         if where.type == "cuda" and where.index is None:
             where = torch.device("cuda", torch.cuda.current_device())
-        try:
+        with _making_sense(archive, MANIFEST):
             return Loaded(archive, manifest, where, options, _names(trusted_ops))
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            IndexError,
-            AttributeError,
-            StopIteration,
-        ) as error:
-            if isinstance(error, ArtifactError):
-                raise
-            raise archive.damaged(f"its manifest makes no sense: {error!r}") from error
     except BaseException:
         archive.close()
         raise
+
+
+@contextmanager
+def _making_sense(archive: Archive, member: str) -> Iterator[None]:
+    """Turn what readers raise for values of another form into the error of a damaged file."""
+    try:
+        yield
+    except SinglecardError:
+        raise
+    except _NO_SENSE as error:
+        raise archive.damaged(f"its {member} makes no sense: {error!r}"[:500]) from error
+
+
+#: What readers of plain values raise for what was not written by `export`.
+_NO_SENSE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RecursionError,
+    RuntimeError,
+    StopIteration,
+    TypeError,
+    ValueError,
+)
 
 
 def _path_of(path: str | os.PathLike[str]) -> Path:
@@ -269,9 +287,22 @@ class Loaded:
 
         Raises:
             OptionError: the arguments are not those that the model was exported for.
-            RuntimeFailure: engines cannot run them, and the artifact has no program of the model.
+            RuntimeFailure: engines cannot run them, and the artifact has no program of the model;
+                or an op raises for them, such as for an index out of range.
             ArtifactError: the file turns out to be damaged.
         """
+        try:
+            return self._call(args, kwargs)
+        except (SinglecardError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # of an op, for these numbers, or of a file that lies
+            raise RuntimeFailure(
+                f"a call of {self.path} failed with {type(error).__name__}: {first_line(error)}. "
+                "The model raises so for arguments that it cannot take, such as an index out of "
+                f"range; for others, the file is not what was exported: {COPY_AGAIN}"
+            ) from error
+
+    def _call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         leaves = self._caller.leaves(args, kwargs)
         self._caller.check(leaves, self.device)
         with torch.no_grad(), self._turn:
@@ -422,8 +453,10 @@ class Loaded:
             log.warning("%s: the model of %s runs in PyTorch", reason, self.path)
         with self._making:
             if self._whole is None:
-                held = self._manifest["fallback"]
-                self._whole = self._wired(held, [self._program(name) for name in held["steps"]])
+                with _making_sense(self._archive, "fallback"):
+                    held = self._manifest["fallback"]
+                    programs: list[Runner] = [self._program(name) for name in held["steps"]]
+                    self._whole = self._wired(held, programs)
         return self._whole(given)
 
     def __str__(self) -> str:

@@ -25,8 +25,8 @@ from singlecard.capture.opaque import Opaque
 from singlecard.capture.plain import NotPlain, from_plain, number_function, number_name, to_plain
 from singlecard.capture.pure import SPACES, leaves_unwritten
 
-#: Calls, values and levels of nesting that a program has, at most.
-MOST_CALLS, MOST_VALUES, MOST_LEVELS = 1_000_000, 4_000_000, 8
+#: Inputs, calls, values and levels of nesting that a program has, at most.
+MOST_INPUTS, MOST_CALLS, MOST_VALUES, MOST_LEVELS = 1 << 16, 1_000_000, 4_000_000, 8
 
 #: How arguments are laid out in memory for ops that go by it.
 _LAYOUTS: dict[str, Callable[..., Any]] = {"layout.packed": packed, "layout.restrided": restrided}
@@ -206,6 +206,8 @@ class Interpreter:
         if len(calls) > MOST_CALLS:
             raise NotPlain(f"{len(calls)} calls, of which a program has at most {MOST_CALLS}")
         self.count = _whole(inputs)
+        if self.count > MOST_INPUTS:
+            raise NotPlain(f"{self.count} inputs, of which a program has at most {MOST_INPUTS}")
         self._known = set(range(self.count))
         self._held: dict[int, torch.Tensor] = {}
         for item in tensors:
