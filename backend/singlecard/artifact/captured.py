@@ -71,7 +71,7 @@ class Captured:
     """A compiled model.
 
     Attributes:
-        whole: the whole model as PyTorch runs it.
+        whole: the whole model as PyTorch runs it, where that is asked for.
         program: what was compiled; its segments refer to it.
         segments: in the order in which they run.
         graph: what became of it.
@@ -84,7 +84,7 @@ class Captured:
         timings: seconds by stage.
     """
 
-    whole: Whole
+    whole: Whole | None
     program: Program
     segments: tuple[Segment, ...]
     graph: Graph
@@ -97,8 +97,8 @@ class Captured:
     timings: dict[str, float]
 
 
-def capture_model(entrance: Entrance, progress: Progress | None) -> Captured:
-    """Capture, lower and build a model for an artifact.
+def capture_model(entrance: Entrance, progress: Progress | None, fallback: bool) -> Captured:
+    """Capture, lower and build a model for an artifact; with ``fallback``, keep it whole too.
 
     Raises:
         OptionError: PyTorch refuses a range.
@@ -124,7 +124,8 @@ def capture_model(entrance: Entrance, progress: Progress | None) -> Captured:
 
     def compile_program(program: Program) -> Executable:
         programs.append(program)
-        wholes.append(program.copy())
+        if fallback:
+            wholes.append(program.copy())
         program.scope = Scope(True, True, type(call.model).__name__, paths_of([module]))
         executables.append(session.compile(program, spans))
         return executables[0]
@@ -152,7 +153,7 @@ def capture_model(entrance: Entrance, progress: Progress | None) -> Captured:
     if reason:
         raise _unsaid(reason)
     wiring, state, varying = _placed(program, executables[0].wiring, flat)
-    whole = _whole(wholes[0], flat)
+    whole = _whole(wholes[0], flat) if fallback else None
     passed = _passed(context.fw_metadata, flat, state)
     graph = session.graphs[-1]
     assert graph.partition is not None

@@ -164,9 +164,9 @@ def export(
     key = _key(chosen)
     Cache(chosen.cache_dir).open()
     with _forgetting_nodes():
-        captured = capture_model(entrance, progress)
+        captured = capture_model(entrance, progress, fallback)
         with writing(target) as writer:
-            manifest = _write(writer, captured, chosen, fallback)
+            manifest = _write(writer, captured, chosen)
             content = json.dumps(manifest, indent=1, sort_keys=True).encode()
             writer.add(MANIFEST, content)
             if key is not None:
@@ -214,7 +214,7 @@ def _key(options: Options) -> bytes | None:
     return read_key(Path(given).expanduser()) if given else None
 
 
-def _write(writer: Writer, captured: Captured, options: Options, fallback: bool) -> dict[str, Any]:
+def _write(writer: Writer, captured: Captured, options: Options) -> dict[str, Any]:
     """Add all members but the manifest; return that.
 
     Raises:
@@ -233,10 +233,10 @@ def _write(writer: Writer, captured: Captured, options: Options, fallback: bool)
             what = "the part of the model that stays in PyTorch"
             plain = segment_to_plain(captured.program, segment, add, what)
             steps.append({"program": writer.add(program_member(number), _json(plain))})
-    whole = _add_whole(writer, captured.whole, add) if fallback else None
     if table is not None:
         writer.add(CALIBRATION, json.dumps(table.to_dict(), indent=1).encode())
     try:
+        whole = None if captured.whole is None else _add_whole(writer, captured.whole, add)
         wiring = wiring_to_plain(captured.wiring)
         signature = signature_to_plain(captured.signature)
     except NotPlain as error:
@@ -273,19 +273,18 @@ def _write(writer: Writer, captured: Captured, options: Options, fallback: bool)
 
 
 def _add_whole(writer: Writer, whole: Whole, add: Adder) -> dict[str, Any]:
-    """Add the whole model as PyTorch runs it; return how its parts hang together."""
+    """Add the whole model as PyTorch runs it; return how its parts hang together.
+
+    Raises:
+        NotPlain: wiring has no words for what it needs.
+        ArtifactError: see `segment_to_plain`.
+    """
     members = []
     for number, segment in enumerate(whole.segments):
         plain = segment_to_plain(whole.program, segment, add, "the model")
         members.append(writer.add(program_member(number, MODEL), _json(plain)))
-    try:
-        wiring = wiring_to_plain(whole.wiring)
-    except NotPlain as error:
-        raise ArtifactError(
-            f"the model needs what an artifact cannot say ({error}): use torch.compile"
-        ) from error
     constants = {str(slot): add(held.value) for slot, held in whole.wiring.constants.items()}
-    return {"wiring": wiring, "constants": constants, "steps": members}
+    return {"wiring": wiring_to_plain(whole.wiring), "constants": constants, "steps": members}
 
 
 def _json(plain: Any) -> bytes:

@@ -6,12 +6,13 @@ places, which are numbers.
 
 As JSON has it, a program is::
 
-    {"inputs": 2, "tensors": [[2, held]], "graphs": {"5": program},
+    {"inputs": 2, "tensors": [[2, held]],
      "calls": [[3, "aten.add.Tensor", [{"at": 0}, {"at": 2}], {}]], "outputs": [{"at": 3}]}
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,30 +42,22 @@ class At:
     place: int
 
 
-def program_to_plain(
-    module: fx.GraphModule, add: Callable[[torch.Tensor], Any], also: Collection[str] | None = None
-) -> dict[str, Any]:
+def program_to_plain(module: fx.GraphModule, add: Callable[[torch.Tensor], Any]) -> dict[str, Any]:
     """Return a graph of ops, with what it holds, as JSON has it.
 
     Args:
         module: its graph has placeholders, calls of functions, and what the module holds.
         add: keeps a tensor somewhere, and returns where, as JSON has it.
-        also: ops of other libraries that it may call; None: all.
 
     Raises:
         NotPlain: it calls what no file may name, or holds what is no plain tensor.
     """
-    return _Writer(module, add, also).plain()
+    return _Writer(module, add).plain()
 
 
 class _Writer:
-    def __init__(
-        self,
-        module: fx.GraphModule,
-        add: Callable[[torch.Tensor], Any],
-        also: Collection[str] | None,
-    ) -> None:
-        self.module, self.add, self.also = module, add, also
+    def __init__(self, module: fx.GraphModule, add: Callable[[torch.Tensor], Any]) -> None:
+        self.module, self.add = module, add
         self.places: dict[fx.Node, int] = {}
         self.graphs: dict[fx.Node, fx.GraphModule] = {}
 
@@ -77,7 +70,7 @@ class _Writer:
         outputs: Any = None
         for node in self.module.graph.nodes:
             if node.op == "get_attr":
-                held = _attribute(self.module, str(node.target))
+                held = operator.attrgetter(str(node.target))(self.module)
                 if isinstance(held, fx.GraphModule):
                     self.graphs[node] = held
                 elif isinstance(held, torch.Tensor):
@@ -107,7 +100,7 @@ class _Writer:
 
     def _name(self, target: Any) -> str:
         if isinstance(target, torch._ops.OpOverload):
-            reason = refusal_of_op(target, self.also)
+            reason = refusal_of_op(target, None)
             if reason:
                 raise NotPlain(f"{target}, which no file may name: {reason}")
             return str(target)
@@ -130,13 +123,11 @@ class _Writer:
 
     def _graph(self, item: Any) -> dict[str, Any]:
         module = self.graphs[item] if isinstance(item, fx.Node) else item
-        return _Writer(module, self.add, self.also).plain()
+        return _Writer(module, self.add).plain()
 
     def _value(self, item: Any) -> Any:
         if isinstance(item, fx.Node):
             return {"at": self.places[item]}
-        if isinstance(item, slice):
-            raise NotPlain("a slice")
         if isinstance(item, (list, tuple)):
             kind = "tuple" if isinstance(item, tuple) else "list"
             return {kind: [self._value(inner) for inner in item]}
@@ -149,12 +140,6 @@ def _is_empty(node: fx.Node) -> bool:
     """Tell whether a call gives nothing: what it would check was checked when it was exported."""
     target = node.target
     return isinstance(target, torch._ops.OpOverload) and not target._schema.returns
-
-
-def _attribute(module: Any, path: str) -> Any:
-    for name in path.split("."):
-        module = getattr(module, name)
-    return module
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import sympy
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils import _pytree as pytree
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
@@ -77,6 +78,24 @@ CONTIGUOUS = frozenset(
         aten.native_group_norm.default,
     }
 )
+
+#: Looks at memory that fail where a copy in front of them was dropped; a reshape does not.
+VIEWS = (aten.view.default, aten._unsafe_view.default)
+
+
+def compute(target: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Call an op on the CPU, on values that may lie otherwise than in eager PyTorch.
+
+    Passes drop the copies that graphs have in front of some ops.
+    """
+    kwargs = dict(kwargs)
+    if kwargs.get("device") is not None:
+        kwargs["device"] = torch.device("cpu")
+    if target in VIEWS:
+        target = aten.reshape.default
+    elif target in CONTIGUOUS:
+        args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.contiguous, (args, kwargs))
+    return target(*args, **kwargs)
 
 
 def reads_memory(target: Any) -> bool:

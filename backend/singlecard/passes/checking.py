@@ -17,7 +17,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from singlecard.capture.layouts import CONTIGUOUS
+from singlecard.capture.layouts import compute
 from singlecard.capture.program import Program, with_effects
 from singlecard.errors import OptionError, RewriteError
 from singlecard.host_memory import on_cpu
@@ -32,7 +32,6 @@ aten = torch.ops.aten
 VARIABLE = "SINGLECARD_CHECK"
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-_VIEWS = (aten.view.default, aten._unsafe_view.default)
 _RANDOM = torch.Tag.nondeterministic_seeded
 
 #: Shares of a result's largest number that are nobody's fault: of arithmetic in float64, and, as
@@ -291,17 +290,11 @@ def _run(node: fx.Node, of: Callable[[fx.Node], Any], double: bool) -> Any:
     kwargs = dict(fx.map_arg(node.kwargs, of))
     if target is operator.getitem:
         return args[0][args[1]]
-    if kwargs.get("device") is not None:
-        kwargs["device"] = torch.device("cpu")
     if double:
         args, kwargs = pytree.tree_map(_wide_type, (tuple(args), kwargs))
         if target in (aten._softmax.default, aten._log_softmax.default):
             args = (*args[:2], False)  # of a half, to FP32
-    if target in _VIEWS:  # a copy in front may have been dropped
-        target = aten.reshape.default
-    elif target in CONTIGUOUS:
-        args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.contiguous, (args, kwargs))
-    return target(*args, **kwargs)
+    return compute(target, args, kwargs)
 
 
 def _wide(value: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
-from singlecard.capture.layouts import CONTIGUOUS, promised, restrided
+from singlecard.capture.layouts import compute, promised, restrided
 from singlecard.capture.program import Program
 from singlecard.capture.quantized import dequantize, fake_quantize
 from singlecard.host_memory import on_cpu
@@ -22,7 +21,6 @@ aten = torch.ops.aten
 #: A result up to this size is folded whatever it came from.
 _ALWAYS_BYTES = 1 << 20
 
-_VIEWS = (aten.view.default, aten._unsafe_view.default)
 
 #: What gives codes their meaning: folded, a quantized weight would be a large one again. Named, for
 #: the libraries that define these ops may not be there.
@@ -77,14 +75,7 @@ def _evaluate(node: fx.Node, folded: dict[fx.Node, Any]) -> Any:
         return value if wanted is None else restrided(value, wanted, from_start=True)
 
     args = fx.map_arg(node.args, value_of)
-    kwargs = dict(fx.map_arg(node.kwargs, value_of))
-    if kwargs.get("device") is not None:
-        kwargs["device"] = torch.device("cpu")
-    # Without the copies that passes drop, a constant may lie otherwise than an op expects.
-    target: Any = aten.reshape.default if node.target in _VIEWS else node.target
-    if target in CONTIGUOUS:
-        args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.contiguous, (args, kwargs))
-    return target(*args, **kwargs)
+    return compute(node.target, args, fx.map_arg(node.kwargs, value_of))
 
 
 def _here(value: Any) -> Any:

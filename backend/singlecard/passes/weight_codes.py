@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from singlecard.capture.layouts import compute
 from singlecard.capture.program import PATH_KEYS, Program
 from singlecard.capture.quantized import dequantize
 from singlecard.passes.rule import is_call, is_node, only_user, replace, rule, shape_of
@@ -50,11 +51,9 @@ def _computed(
     value = program.constant(node)
     if value is not None:
         return value.detach().to("cpu")
-    target: Any = aten.reshape.default if node.target in _VIEWS else node.target
     args, kwargs = fx.map_arg((node.args, node.kwargs), found.__getitem__)
-    kwargs = {**kwargs, "device": torch.device("cpu")} if kwargs.get("device") else kwargs
     with torch.no_grad():
-        result: torch.Tensor = target(*args, **kwargs)
+        result: torch.Tensor = compute(node.target, args, kwargs)
     return result
 
 

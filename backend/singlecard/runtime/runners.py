@@ -11,6 +11,7 @@ from torch import fx
 
 from singlecard.capture.layouts import (
     CONTIGUOUS,
+    VIEWS,
     keep_promise,
     laid_out,
     layout_of,
@@ -28,8 +29,6 @@ from singlecard.runtime.binding import Binding, feeds_of
 aten = torch.ops.aten
 
 log = topic("runtime")
-
-_VIEWS = (aten.view.default, aten._unsafe_view.default)
 
 #: Takes the values of a segment's inputs, returns those of its outputs.
 Runner = Callable[[Sequence[Any]], Sequence[Any]]
@@ -85,7 +84,7 @@ def module_of(program: Program, segment: Segment) -> fx.GraphModule:
                 copies[arg] = graph.get_attr(str(arg.target))
                 copies[arg].meta = {"val": arg.meta["val"]}
         copies[node] = graph.node_copy(node, lambda arg: copies[arg])
-        if node.target in _VIEWS:
+        if node.target in VIEWS:
             copies[node].target = aten.reshape.default
         elif node.target in CONTIGUOUS:
             _make_contiguous(copies[node])
